@@ -1,0 +1,344 @@
+//! What to fetch now: the wanted spans of all layers in the order of their urgency.
+
+use std::collections::btree_map::Entry;
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::ops::Range;
+use std::sync::Arc;
+
+use crate::{Fetch, Spans};
+
+/// Why a span is wanted; the more urgent, the smaller.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Class {
+    /// A reader waits for it.
+    Demand,
+    /// A reader will probably want it soon.
+    ReadAhead,
+    /// It makes the layer whole.
+    Background,
+}
+
+/// A layer in the queue; the number is the engine's own.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LayerId(pub u32);
+
+/// What is being fetched at the moment.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct InFlight {
+    /// Connections busy with [`Class::Demand`].
+    pub demand: u32,
+    /// Connections busy with [`Class::ReadAhead`].
+    pub read_ahead: u32,
+    /// Connections busy with [`Class::Background`].
+    pub background: u32,
+    /// Compressed bytes that are still to come for [`Class::Demand`].
+    pub demand_bytes: u64,
+    /// Compressed bytes that are still to come for the two other classes.
+    pub speculative_bytes: u64,
+}
+
+/// The bounds of what may be fetched at once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Connections of all classes together.
+    pub max_connections: u32,
+    /// How many of them only demand may use.
+    pub demand_connections: u32,
+    /// How many of them background work may use at most.
+    pub background_connections: u32,
+    /// The longest request that a reader waits for, in compressed bytes.
+    pub demand_bytes: u64,
+    /// The longest other request, in compressed bytes.
+    pub background_bytes: u64,
+    /// The longest run of unwanted compressed bytes that is fetched to save a request.
+    pub max_gap: u64,
+    /// While a reader waits: the largest share of the bytes in flight that nobody waits for, in
+    /// percent. What is above 100 counts as 100.
+    pub speculative_percent: u8,
+    /// While a reader waits: so many compressed bytes that nobody waits for may be in flight whatever
+    /// their share. One demand alone does not fill a link of some latency.
+    pub speculative_bytes: u64,
+}
+
+impl Default for Limits {
+    /// 16 connections of which 4 are kept for demand and 8 are for background work at most;
+    /// requests of 4 MiB and 8 MiB; gaps of 256 KiB; half of the bytes for speculation, but 4 MiB in
+    /// any case.
+    fn default() -> Self {
+        Self {
+            max_connections: 16,
+            demand_connections: 4,
+            background_connections: 8,
+            demand_bytes: 4 << 20,
+            background_bytes: 8 << 20,
+            max_gap: 256 << 10,
+            speculative_percent: 50,
+            speculative_bytes: 4 << 20,
+        }
+    }
+}
+
+/// One request to make now.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Job {
+    /// The layer to fetch from.
+    pub layer: LayerId,
+    /// The most urgent reason for it.
+    pub class: Class,
+    /// The spans that are in flight from now on; the engine leaves out those that are present.
+    pub spans: Range<u32>,
+    /// The range of the compressed blob, in bytes.
+    pub bytes: Range<u64>,
+}
+
+/// What became of spans in flight.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Outcome {
+    /// They are present, or whoever wanted them has been told.
+    Done,
+    /// They are still wanted, and wait again behind all others of their class.
+    Again,
+}
+
+/// What wanting a span changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wanted {
+    /// It was not wanted before.
+    Queued,
+    /// It was wanted less urgently.
+    Promoted,
+    /// It was wanted at least as urgently.
+    Already,
+    /// It is being fetched.
+    InFlight,
+    /// The layer is not in the queue or has no such span.
+    Unknown,
+}
+
+/// The place of a wanted span among those of its class.
+///
+/// Demand and read-ahead are served in the order of their arrival, and the first number is 0.
+/// In background work it is the size of the layer, so that small layers are whole first.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+struct Place {
+    class: Class,
+    layer_bytes: u64,
+    arrival: u64,
+}
+
+struct Layer {
+    spans: Arc<dyn Spans + Send + Sync>,
+    bytes: u64,
+    waiting: BTreeMap<u32, Place>,
+    /// Spans in flight, and for whom; `None` where they only fill a gap.
+    in_flight: BTreeMap<u32, Option<Class>>,
+}
+
+/// The wanted spans of all layers.
+///
+/// # Guarantees
+///
+/// A span is handed out to one [`Job`] at a time. Every wanted span is handed out at some time, if
+/// what is handed out is reported [`done`](Self::done) and the limits allow each class at least one
+/// connection. Demand is served first come, first served, and before everything else. The same calls
+/// give the same answers. Every call is O(log n) in the number of wanted spans, for each span that it
+/// touches.
+#[derive(Default)]
+pub struct Queue {
+    layers: HashMap<LayerId, Layer>,
+    order: BTreeMap<Place, (LayerId, u32)>,
+    arrivals: u64,
+}
+
+impl Queue {
+    /// An empty queue.
+    #[must_use]
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Adds a layer; nothing of it is wanted yet. A layer that is there already stays as it is.
+    pub fn add_layer(&mut self, id: LayerId, spans: Arc<dyn Spans + Send + Sync>) {
+        self.layers.entry(id).or_insert_with(|| Layer {
+            bytes: spans.compressed_len(),
+            spans,
+            waiting: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+        });
+    }
+
+    /// Notes that a span is wanted, or wanted more urgently than before.
+    pub fn want(&mut self, id: LayerId, span: u32, class: Class) -> Wanted {
+        let Some(layer) = self.layers.get_mut(&id).filter(|layer| span < layer.spans.len()) else {
+            return Wanted::Unknown;
+        };
+        if let Some(flight) = layer.in_flight.get_mut(&span) {
+            *flight = Some(flight.map_or(class, |before| before.min(class)));
+            return Wanted::InFlight;
+        }
+        let place = Place {
+            class,
+            layer_bytes: if class == Class::Background { layer.bytes } else { 0 },
+            arrival: self.arrivals,
+        };
+        let answer = match layer.waiting.entry(span) {
+            Entry::Vacant(entry) => {
+                entry.insert(place);
+                Wanted::Queued
+            }
+            Entry::Occupied(entry) if entry.get().class <= class => return Wanted::Already,
+            Entry::Occupied(mut entry) => {
+                self.order.remove(&entry.insert(place));
+                Wanted::Promoted
+            }
+        };
+        self.order.insert(place, (id, span));
+        self.arrivals += 1;
+        answer
+    }
+
+    /// Takes back that a span is wanted, because it became present or its readers gave up. A span in
+    /// flight stays so, but is not wanted again if that fails.
+    pub fn unwant(&mut self, id: LayerId, span: u32) {
+        let Some(layer) = self.layers.get_mut(&id) else { return };
+        if let Some(flight) = layer.in_flight.get_mut(&span) {
+            *flight = None;
+        }
+        if let Some(place) = layer.waiting.remove(&span) {
+            self.order.remove(&place);
+        }
+    }
+
+    /// The most urgent request that the limits allow now.
+    ///
+    /// The engine calls it again until it answers `None`, and after each change.
+    #[must_use = "the spans of a job are in flight from now on"]
+    pub fn next(&mut self, now: &InFlight, limits: &Limits) -> Option<Job> {
+        // Nothing overtakes the most urgent span: whatever holds that back holds the others back, too.
+        let (&Place { class, .. }, &(id, seed)) = self.order.first_key_value()?;
+        if !has_connection(class, now, limits) {
+            return None;
+        }
+        let max_bytes = match class {
+            Class::Demand => limits.demand_bytes,
+            _ if now.demand_bytes > 0 => limits.background_bytes.min(speculative_room(now, limits)),
+            _ => limits.background_bytes,
+        };
+        let layer = self.layers.get_mut(&id)?;
+        let fetch = layer.assemble(seed, class, max_bytes, limits.max_gap);
+        // One span may be longer than a request, but not than what is left for speculation.
+        if max_bytes < fetch.byte_len()
+            && max_bytes < limits.background_bytes
+            && class != Class::Demand
+        {
+            return None;
+        }
+        for span in fetch.spans.clone() {
+            let place = layer.waiting.remove(&span);
+            layer.in_flight.insert(span, place.map(|place| place.class));
+            if let Some(place) = place {
+                self.order.remove(&place);
+            }
+        }
+        Some(Job { layer: id, class, spans: fetch.spans, bytes: fetch.bytes })
+    }
+
+    /// Reports spans that were handed out; a job may be reported span by span.
+    pub fn done(&mut self, id: LayerId, spans: Range<u32>, outcome: Outcome) {
+        for span in spans {
+            let Some(layer) = self.layers.get_mut(&id) else { return };
+            let flight = layer.in_flight.remove(&span).flatten();
+            if let (Outcome::Again, Some(class)) = (outcome, flight) {
+                self.want(id, span, class);
+            }
+        }
+    }
+
+    /// Drops a layer with all that is wanted of it. What is in flight may still be reported, and is
+    /// then ignored.
+    pub fn forget(&mut self, id: LayerId) {
+        let Some(layer) = self.layers.remove(&id) else { return };
+        for place in layer.waiting.values() {
+            self.order.remove(place);
+        }
+    }
+
+    /// Whether the span is being fetched.
+    #[must_use]
+    pub fn is_in_flight(&self, id: LayerId, span: u32) -> bool {
+        self.layers.get(&id).is_some_and(|layer| layer.in_flight.contains_key(&span))
+    }
+
+    /// How many spans wait to be handed out.
+    #[must_use]
+    pub fn len(&self) -> usize {
+        self.order.len()
+    }
+
+    /// Whether no span waits to be handed out.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.order.is_empty()
+    }
+}
+
+impl fmt::Debug for Queue {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Queue")
+            .field("layers", &self.layers.len())
+            .field("waiting", &self.order.len())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Layer {
+    /// The request around `seed`: what follows it, as far as somebody wants it; and what is before
+    /// it only if that is as urgent, because bytes before the seed keep its reader waiting.
+    fn assemble(&self, seed: u32, class: Class, max_bytes: u64, max_gap: u64) -> Fetch {
+        let spans: &dyn Spans = &*self.spans;
+        let mut fetch = Fetch::of(spans, seed);
+        for &span in self.waiting.range(seed + 1..).map(|(span, _)| span) {
+            if self.in_flight.range(fetch.spans.end..span).next().is_some() {
+                break;
+            }
+            let Some(longer) = fetch.with(spans, span, max_bytes, max_gap) else { break };
+            fetch = longer;
+        }
+        for (&span, place) in self.waiting.range(..seed).rev() {
+            if span + 1 != fetch.spans.start || place.class != class {
+                break;
+            }
+            let Some(longer) = fetch.with_previous(spans, max_bytes) else { break };
+            fetch = longer;
+        }
+        fetch
+    }
+}
+
+fn has_connection(class: Class, now: &InFlight, limits: &Limits) -> bool {
+    let busy = now.demand.saturating_add(now.read_ahead).saturating_add(now.background);
+    let open = limits.max_connections.saturating_sub(limits.demand_connections);
+    match class {
+        Class::Demand => busy < limits.max_connections,
+        Class::ReadAhead => busy < open,
+        Class::Background => busy < open && now.background < limits.background_connections,
+    }
+}
+
+/// How many more bytes that nobody waits for may be in flight while a reader waits.
+fn speculative_room(now: &InFlight, limits: &Limits) -> u64 {
+    let percent = u64::from(limits.speculative_percent.min(100));
+    // s / (s + d) <= p / 100, solved for s.
+    let share = match 100 - percent {
+        0 => u64::MAX,
+        rest => {
+            let share = u128::from(now.demand_bytes) * u128::from(percent) / u128::from(rest);
+            u64::try_from(share).unwrap_or(u64::MAX)
+        }
+    };
+    share.max(limits.speculative_bytes).saturating_sub(now.speculative_bytes)
+}
+
+#[cfg(test)]
+mod tests;
