@@ -1,0 +1,575 @@
+//! One layer: its sparse file, its map, and what may be believed of them.
+
+use std::fs::File;
+use std::io;
+use std::ops::Range;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Instant;
+
+use oci::Digest;
+use parking_lot::{Mutex, RwLock};
+
+use crate::bits::{AtomicSpanSet, SpanSet};
+use crate::disk::{self, Name};
+use crate::map::{self, BootTag, MapError, Origin, Record};
+use crate::marker::{MarkerError, Sealed};
+
+mod evict;
+mod open;
+mod seal;
+mod verify;
+
+pub(crate) use evict::whole_blocks;
+pub use evict::{EvictError, Evicted};
+pub(crate) use open::{Opening, read_map, read_marker};
+pub use seal::{SealError, UnsealError};
+pub use verify::Report;
+
+/// How an index divides a layer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LayerShape {
+    /// How long the uncompressed layer is, in bytes.
+    pub bytes: u64,
+    /// Where each span starts in the uncompressed layer, in bytes: ascending, the first at 0.
+    pub spans: Vec<u64>,
+    /// The index that says so. What is known of the spans of one index says nothing about another's.
+    pub index: Digest,
+}
+
+impl LayerShape {
+    /// The uncompressed bytes of a span; empty behind the last.
+    #[must_use]
+    pub fn range(&self, span: u32) -> Range<u64> {
+        let Ok(at) = usize::try_from(span) else { return self.bytes..self.bytes };
+        let edge = |at| self.spans.get(at).copied().unwrap_or(self.bytes);
+        edge(at)..edge(at.saturating_add(1))
+    }
+
+    /// How many spans there are.
+    #[must_use]
+    pub fn span_count(&self) -> u32 {
+        u32::try_from(self.spans.len()).unwrap_or(u32::MAX)
+    }
+
+    /// The spans that hold the bytes of `range`.
+    #[must_use]
+    pub fn covering(&self, range: &Range<u64>) -> Range<u32> {
+        let end = range.end.min(self.bytes);
+        if range.start >= end {
+            return 0..0;
+        }
+        let count_from = |count: usize| u32::try_from(count).unwrap_or(u32::MAX);
+        let first = self.spans.partition_point(|start| *start <= range.start).saturating_sub(1);
+        count_from(first)..count_from(self.spans.partition_point(|start| *start < end))
+    }
+}
+
+/// What is known of a span.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum SpanState {
+    /// Its bytes are not here.
+    Missing,
+    /// Its bytes were written before an unclean shutdown; [`Layer::check`] tells.
+    Unchecked,
+    /// Its bytes are here.
+    Present,
+}
+
+/// Why what lay on disk of a layer was not used. The layer starts empty then.
+#[derive(Debug, thiserror::Error)]
+pub enum Discarded {
+    /// The map was made for another index.
+    #[error("the cached spans belong to another index, {found}")]
+    OtherIndex {
+        /// That index.
+        found: Digest,
+    },
+    /// The index is the same, but divides the layer otherwise.
+    #[error("the cached spans of the same index have other bounds")]
+    OtherSpans,
+    /// The map is damaged.
+    #[error("the presence map cannot be used")]
+    Map(#[source] MapError),
+    /// The map or marker is there, and the data is not, or has another length.
+    #[error("the cached layer's data is missing or has another length")]
+    Data,
+    /// The marker is damaged; the map says what is present.
+    #[error("the layer counts as not sealed")]
+    Marker(#[source] MarkerError),
+}
+
+/// Bytes or a record could not be written.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The disk or the quota of the user is full; after an eviction it may succeed.
+    #[error("no room on the disk for the layer cache")]
+    NoSpace(#[source] io::Error),
+    /// The bytes or the span do not lie within the layer: the index contradicts its own bounds.
+    #[error("bytes {} to {} lie outside the layer of {bytes} bytes", range.start, range.end)]
+    OutOfBounds {
+        /// Where the bytes were to go.
+        range: Range<u64>,
+        /// How long the layer is.
+        bytes: u64,
+    },
+    /// The disk failed.
+    #[error("writing to the layer cache")]
+    Io(#[source] io::Error),
+}
+
+impl WriteError {
+    fn from_io(error: io::Error) -> Self {
+        if disk::is_full(&error) { Self::NoSpace(error) } else { Self::Io(error) }
+    }
+}
+
+/// The bytes of a span could not be compared with its checksum.
+#[derive(Debug, thiserror::Error)]
+#[error("reading span {span} back from the layer cache")]
+pub struct CheckError {
+    /// The span.
+    pub span: u32,
+    /// Why.
+    pub source: io::Error,
+}
+
+/// The layer could not be made durable. What was written since the last time is in doubt: the kernel
+/// may have dropped it, and each span is checked before its next use.
+#[derive(Debug, thiserror::Error)]
+#[error("flushing the layer to the disk")]
+pub struct SyncError(#[from] io::Error);
+
+/// What all layers of a store share.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) boot: BootTag,
+    pub(crate) clock: Clock,
+    /// How long a span stays after a use, in seconds.
+    pub(crate) grace: AtomicU32,
+}
+
+/// Seconds since the store was opened.
+#[derive(Debug)]
+pub(crate) struct Clock {
+    start: Instant,
+}
+
+impl Clock {
+    pub(crate) fn new() -> Self {
+        Self { start: Instant::now() }
+    }
+
+    pub(crate) fn now(&self) -> u32 {
+        u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX)
+    }
+}
+
+/// The map's file and what it says.
+#[derive(Debug)]
+struct MapState {
+    /// `None` while a sealed layer's map belongs to another index, or is gone.
+    file: Option<Arc<File>>,
+    records: Vec<Option<Record>>,
+    sealed: Option<Sealed>,
+}
+
+/// One layer of the store.
+///
+/// # Guarantees
+///
+/// A span that [`is_present`](Self::is_present) has the bytes that were given with its checksum,
+/// unless the disk changed them since; see [`verify`](Self::verify).
+///
+/// # Assumptions
+///
+/// The bytes of a span are written before it is marked present, and whoever lets a reader go on
+/// because a span is present has called [`touch`](Self::touch) before.
+#[derive(Debug)]
+pub struct Layer {
+    digest: Digest,
+    shape: LayerShape,
+    discarded: Option<Discarded>,
+    shared: Arc<Shared>,
+    /// The layer's folder: it may be renamed while the layer is open.
+    folder: OwnedFd,
+    data: File,
+    present: AtomicSpanSet,
+    unchecked: AtomicSpanSet,
+    present_bytes: AtomicU64,
+    /// When each span was used last, on the store's clock.
+    used: Vec<AtomicU32>,
+    /// When the last use was written down, on the store's clock.
+    use_noted: AtomicU32,
+    is_sealed: AtomicBool,
+    is_detached: AtomicBool,
+    map: Mutex<MapState>,
+    /// Spans that an eviction is about to punch; nobody writes to them.
+    leaving: AtomicSpanSet,
+    /// Held as long as an eviction lasts.
+    evictions: Mutex<()>,
+    /// Writers of data share it; an eviction holds it alone while it decides, so that it never
+    /// punches what was written afterwards.
+    punching: RwLock<()>,
+}
+
+/// The last use of a layer is written to disk at most this often, in seconds.
+const USE_NOTED_EVERY: u32 = 60;
+
+impl Layer {
+    /// The digest of the compressed layer.
+    #[must_use]
+    pub const fn digest(&self) -> &Digest {
+        &self.digest
+    }
+
+    /// How the index divides the layer.
+    #[must_use]
+    pub const fn shape(&self) -> &LayerShape {
+        &self.shape
+    }
+
+    /// Why what lay on disk was not used when the layer was opened, if it was not.
+    #[must_use]
+    pub const fn discarded(&self) -> Option<&Discarded> {
+        self.discarded.as_ref()
+    }
+
+    /// The sparse file with the uncompressed bytes.
+    ///
+    /// It is the only descriptor by which the store touches them. Do not set its length.
+    #[must_use]
+    pub const fn data(&self) -> &File {
+        &self.data
+    }
+
+    /// Writes uncompressed bytes. They are not present before their span is marked so.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::NoSpace`] if there is no room; some of the bytes may have been written.
+    pub fn write_at(&self, offset: u64, bytes: &[u8]) -> Result<(), WriteError> {
+        let len = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        let range = offset..offset.saturating_add(len);
+        if range.end > self.shape.bytes {
+            return Err(WriteError::OutOfBounds { range, bytes: self.shape.bytes });
+        }
+        let spans = self.shape.covering(&range);
+        let _no_decision = loop {
+            let guard = self.punching.read();
+            if !spans.clone().any(|span| self.leaving.contains(span)) {
+                break guard;
+            }
+            drop(guard);
+            // Until the eviction is over.
+            drop(self.evictions.lock());
+        };
+        for span in spans {
+            self.note_use(span);
+        }
+        disk::write_at(&self.data, Name::Data, bytes, offset).map_err(WriteError::from_io)
+    }
+
+    /// Notes that all bytes of the span have been written, with their crc32c.
+    ///
+    /// It outlives the process, but not a power loss: then the span is checked before its next use.
+    ///
+    /// # Errors
+    ///
+    /// The span does not exist, or its record could not be written; it is not present then.
+    pub fn mark_present(&self, span: u32, crc: u32) -> Result<(), WriteError> {
+        let range = self.shape.range(span);
+        if span >= self.shape.span_count() {
+            return Err(WriteError::OutOfBounds { range, bytes: self.shape.bytes });
+        }
+        let mut map = self.map.lock();
+        let record = Record { origin: Origin::Boot(self.shared.boot), crc };
+        self.put_record(&mut map, span, record).map_err(WriteError::from_io)?;
+        self.note_use(span);
+        self.set_state(span, SpanState::Present);
+        Ok(())
+    }
+
+    /// What is known of the span.
+    #[must_use]
+    pub fn state(&self, span: u32) -> SpanState {
+        if self.present.contains(span) {
+            SpanState::Present
+        } else if self.unchecked.contains(span) {
+            SpanState::Unchecked
+        } else {
+            SpanState::Missing
+        }
+    }
+
+    /// Whether the span's bytes are here and not in doubt.
+    #[must_use]
+    pub fn is_present(&self, span: u32) -> bool {
+        self.present.contains(span)
+    }
+
+    /// Whether the span was written before an unclean shutdown, so that [`check`](Self::check) must
+    /// tell whether its bytes are here. Such a span is not [`is_present`](Self::is_present).
+    #[must_use]
+    pub fn needs_check(&self, span: u32) -> bool {
+        self.state(span) == SpanState::Unchecked
+    }
+
+    /// Notes that a reader uses the span, and says whether it is present.
+    ///
+    /// A span that was touched is not evicted for the store's grace period. That bridges the time
+    /// from telling the kernel that a reader may go on until it has read.
+    #[must_use = "the span may be missing"]
+    pub fn touch(&self, span: u32) -> bool {
+        self.note_use(span);
+        self.present.contains(span)
+    }
+
+    /// Like [`touch`](Self::touch), but checks a span that is in doubt first.
+    ///
+    /// # Errors
+    ///
+    /// The bytes could not be read back.
+    pub fn ensure_present(&self, span: u32) -> Result<bool, CheckError> {
+        if self.touch(span) {
+            return Ok(true);
+        }
+        if self.needs_check(span) { self.check(span) } else { Ok(false) }
+    }
+
+    /// The present spans of this moment, without those in doubt.
+    #[must_use]
+    pub fn present_spans(&self) -> SpanSet {
+        self.present.snapshot()
+    }
+
+    /// The first span from `from` on that is missing or in doubt.
+    #[must_use]
+    pub fn first_missing(&self, from: u32) -> Option<u32> {
+        self.present.first_outside(from)
+    }
+
+    /// How many uncompressed bytes are present, without those in doubt.
+    #[must_use]
+    pub fn bytes_present(&self) -> u64 {
+        self.present_bytes.load(Ordering::Relaxed)
+    }
+
+    /// How many bytes the layer's data takes up on the disk.
+    ///
+    /// # Errors
+    ///
+    /// The file system does not answer.
+    pub fn allocated(&self) -> io::Result<u64> {
+        use std::os::unix::fs::MetadataExt;
+        Ok(self.data.metadata()?.blocks().saturating_mul(512))
+    }
+
+    /// Compares the bytes of a span in doubt with its checksum and settles what it is: present or
+    /// missing. Says which; a span not in doubt is not read.
+    ///
+    /// # Errors
+    ///
+    /// The bytes could not be read; the span stays in doubt.
+    pub fn check(&self, span: u32) -> Result<bool, CheckError> {
+        if !self.needs_check(span) {
+            return Ok(self.is_present(span));
+        }
+        let Some(record) = self.record(span) else { return Ok(false) };
+        let found = self.crc_of(span).map_err(|source| CheckError { span, source })?;
+        let mut map = self.map.lock();
+        if record_of(&map, span) != Some(record) || !self.needs_check(span) {
+            // Another thread has settled it, or evicted the span, meanwhile.
+            return Ok(self.is_present(span));
+        }
+        if found != record.crc {
+            // A record that stays on the disk is found wrong again after a restart.
+            self.clear_record(&mut map, span).ok();
+            self.set_state(span, SpanState::Missing);
+            return Ok(false);
+        }
+        let record = Record { origin: Origin::Boot(self.shared.boot), ..record };
+        // If the record stays as it was, the next start checks once more.
+        self.put_record(&mut map, span, record).ok();
+        self.set_state(span, SpanState::Present);
+        Ok(true)
+    }
+
+    /// Makes what is present now survive a power loss, for an orderly end or from time to time.
+    ///
+    /// Spans marked present while it runs may or may not be covered; a span changed afterwards is
+    /// checked after a power loss as if this had not been called.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed; then the spans written since the last success are in doubt.
+    pub fn mark_clean(&self) -> Result<(), SyncError> {
+        let doubtful: Vec<(u32, Record)> = {
+            let map = self.map.lock();
+            let spans = (0..).zip(&map.records);
+            spans
+                .filter_map(|(span, record)| Some((span, (*record)?)))
+                .filter(|(span, record)| record.origin != Origin::Disk && self.is_present(*span))
+                .collect()
+        };
+        if doubtful.is_empty() {
+            return Ok(());
+        }
+        if let Err(error) = disk::sync(&self.data, Name::Data) {
+            self.distrust(&doubtful);
+            return Err(SyncError(error));
+        }
+        let mut map = self.map.lock();
+        for (span, record) in doubtful {
+            if record_of(&map, span) == Some(record) {
+                self.put_record(&mut map, span, Record { origin: Origin::Disk, ..record })?;
+            }
+        }
+        let file = map.file.clone();
+        // Nobody who marks a span waits for the disk.
+        drop(map);
+        if let Some(file) = file {
+            disk::sync(&file, Name::Map)?;
+        }
+        disk::sync_folder(&self.folder)?;
+        Ok(())
+    }
+
+    /// After a failed flush the kernel may drop pages without writing them, so nothing that was not
+    /// durable before can be believed any more, in this boot either.
+    fn distrust(&self, spans: &[(u32, Record)]) {
+        let mut map = self.map.lock();
+        for &(span, record) in spans {
+            if record_of(&map, span) == Some(record) {
+                let record = Record { origin: Origin::Boot(BootTag::NONE), ..record };
+                self.put_record(&mut map, span, record).ok();
+                self.set_state(span, SpanState::Unchecked);
+            }
+        }
+    }
+
+    pub(crate) fn detach(&self) {
+        self.is_detached.store(true, Ordering::SeqCst);
+    }
+
+    pub(crate) fn last_use(&self, span: u32) -> u32 {
+        let at = usize::try_from(span).ok().and_then(|span| self.used.get(span));
+        at.map_or(0, |used| used.load(Ordering::SeqCst))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn set_last_use(&self, span: usize, at: u32) {
+        self.used[span].store(at, Ordering::SeqCst);
+    }
+
+    /// Whether the span was used so lately that its reader may not have read yet.
+    pub(crate) fn is_in_use(&self, span: u32) -> bool {
+        let idle = self.shared.clock.now().saturating_sub(self.last_use(span));
+        idle < self.shared.grace.load(Ordering::Relaxed)
+    }
+
+    fn note_use(&self, span: u32) {
+        let now = self.shared.clock.now();
+        if let Some(used) = usize::try_from(span).ok().and_then(|span| self.used.get(span)) {
+            used.store(now, Ordering::SeqCst);
+        }
+        let noted = self.use_noted.load(Ordering::Relaxed);
+        let due = now.saturating_sub(noted) >= USE_NOTED_EVERY;
+        let swap =
+            || self.use_noted.compare_exchange(noted, now, Ordering::Relaxed, Ordering::Relaxed);
+        if due && swap().is_ok() {
+            self.write_down_use();
+        }
+    }
+
+    /// The time of the last use is the modification time of the layer's folder. Without it, only the
+    /// order of eviction is worse.
+    fn write_down_use(&self) {
+        let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
+        let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
+        rustix::fs::futimens(&self.folder, &times).ok();
+    }
+
+    fn set_state(&self, span: u32, state: SpanState) {
+        let range = self.shape.range(span);
+        let bytes = range.end - range.start;
+        if state == SpanState::Present {
+            if self.present.insert(span) {
+                self.present_bytes.fetch_add(bytes, Ordering::Relaxed);
+            }
+        } else if self.present.remove(span) {
+            self.present_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        }
+        if state == SpanState::Unchecked {
+            self.unchecked.insert(span);
+        } else {
+            self.unchecked.remove(span);
+        }
+    }
+
+    fn record(&self, span: u32) -> Option<Record> {
+        record_of(&self.map.lock(), span)
+    }
+
+    fn put_record(&self, map: &mut MapState, span: u32, record: Record) -> io::Result<()> {
+        self.write_record(map, span, Some(record))
+    }
+
+    fn clear_record(&self, map: &mut MapState, span: u32) -> io::Result<()> {
+        self.write_record(map, span, None)
+    }
+
+    fn write_record(
+        &self,
+        map: &mut MapState,
+        span: u32,
+        record: Option<Record>,
+    ) -> io::Result<()> {
+        let Some(file) = &map.file else { return Ok(()) };
+        let bytes = map::encode_record(&self.shape.index, span, record);
+        let offset = map::record_offset(self.shape.spans.len(), span);
+        disk::write_at(file, Name::Map, &bytes, offset)?;
+        if let Some(place) = usize::try_from(span).ok().and_then(|span| map.records.get_mut(span)) {
+            *place = record;
+        }
+        Ok(())
+    }
+
+    /// The crc32c of the bytes that the data file has for the span.
+    fn crc_of(&self, span: u32) -> io::Result<u32> {
+        let mut crc = 0;
+        self.read_range(self.shape.range(span), &mut |bytes| {
+            crc = crc32c::crc32c_append(crc, bytes);
+        })?;
+        Ok(crc)
+    }
+
+    fn read_range(&self, range: Range<u64>, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+        let mut buffer = vec![0; READ_LEN];
+        let mut at = range.start;
+        while at < range.end {
+            let left = usize::try_from(range.end - at).unwrap_or(READ_LEN).min(READ_LEN);
+            let (part, _) = buffer.split_at_mut(left);
+            self.data.read_exact_at(part, at)?;
+            each(part);
+            at += u64::try_from(left).map_err(io::Error::other)?;
+        }
+        Ok(())
+    }
+}
+
+/// How much is read back at once.
+const READ_LEN: usize = 1 << 20;
+
+/// The grace period in seconds when none is set: the kernel reads within milliseconds of the permission, unless
+/// the reader's CPU share is used up.
+pub(crate) const GRACE_SECONDS: u32 = 60;
+
+fn record_of(map: &MapState, span: u32) -> Option<Record> {
+    *map.records.get(usize::try_from(span).ok()?)?
+}
+
+#[cfg(test)]
+mod tests;
