@@ -1,0 +1,88 @@
+//! The table of contents of one layer: what its tar says, entry by entry, in archive order.
+
+/// What a tar entry makes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum EntryKind {
+    /// A regular file.
+    File,
+    /// A directory.
+    Directory,
+    /// A symbolic link.
+    Symlink,
+    /// Another name of an earlier entry.
+    HardLink,
+    /// A character device.
+    CharDevice,
+    /// A block device.
+    BlockDevice,
+    /// A named pipe.
+    Fifo,
+}
+
+/// A point in time: seconds since 1970 (may be negative) and nanoseconds (below 10^9).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mtime {
+    /// Whole seconds, rounded down.
+    pub seconds: i64,
+    /// The rest.
+    pub nanos: u32,
+}
+
+/// Where the data of a sparse file lies: ascending, disjoint pieces of the logical file, whose bytes
+/// follow one another in the archive. Everything between them is zeros.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct SparseMap {
+    /// (offset in the logical file, length), in bytes.
+    pub pieces: Vec<(u64, u64)>,
+    /// The size of the logical file in bytes.
+    pub logical_size: u64,
+}
+
+/// One entry of a layer's tar.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TocEntry {
+    /// The name as it stands in the archive (leading `./`, trailing `/` and all); bytes, not text.
+    pub name: Vec<u8>,
+    /// What it makes.
+    pub kind: EntryKind,
+    /// Where its data begins in the uncompressed tar; for an entry without data, where it would.
+    pub offset: u64,
+    /// How many bytes of data the archive holds for it.
+    pub size: u64,
+    /// The target of a link, else empty.
+    pub linkname: Vec<u8>,
+    /// The mode field, raw.
+    pub mode: u32,
+    /// Owner.
+    pub uid: u32,
+    /// Group.
+    pub gid: u32,
+    /// Owner's name.
+    pub uname: Vec<u8>,
+    /// Group's name.
+    pub gname: Vec<u8>,
+    /// Modification time.
+    pub mtime: Mtime,
+    /// Device numbers, of devices only.
+    pub device: (u32, u32),
+    /// All PAX records of the entry, sorted by key (extended attributes are those that begin with
+    /// `SCHILY.xattr.`).
+    pub pax: Vec<(Vec<u8>, Vec<u8>)>,
+    /// Of a sparse file, where its data lies.
+    pub sparse: Option<SparseMap>,
+}
+
+impl TocEntry {
+    /// The extended attributes: (name, value), sorted by name.
+    pub fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.pax.iter().filter_map(|(key, value)| {
+            Some((key.strip_prefix(b"SCHILY.xattr.".as_slice())?, value.as_slice()))
+        })
+    }
+
+    /// The size of the file that it makes.
+    #[must_use]
+    pub fn logical_size(&self) -> u64 {
+        self.sparse.as_ref().map_or(self.size, |map| map.logical_size)
+    }
+}
