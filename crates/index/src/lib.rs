@@ -1,0 +1,191 @@
+//! One streaming pass over a layer: zTOC, DiffID and sparse windows.
+//!
+//! `ztoc` indexes what its format knows, gzip and plain tars. Here zstd joins: it has a table of
+//! contents and a DiffID, but no spans, as a frame cannot be entered in its middle.
+
+mod zstd;
+
+use std::io::{self, Read};
+
+use oci::{Digest, LayerCompression};
+use ztoc::{
+    BuiltIndex, Compression, IndexError, Indexer, IndexerOptions, Limits, TarError, TocEntry, Ztoc,
+};
+
+use crate::zstd::ZstdIndexer;
+
+/// How to index.
+#[derive(Debug, Clone)]
+pub struct BuildOptions {
+    /// After how many bytes of the tar, at least, a new span begins; not 0 for a plain layer.
+    pub span_size: u64,
+    /// What the zTOC names as its builder.
+    pub build_tool: String,
+    /// See [`IndexerOptions::sparse_windows`].
+    pub sparse_windows: bool,
+    /// The most bytes that a layer may have once uncompressed.
+    pub max_uncompressed: u64,
+    /// What else is refused.
+    pub limits: Limits,
+}
+
+impl Default for BuildOptions {
+    /// As AWS's tool.
+    fn default() -> Self {
+        let IndexerOptions { span_size, build_tool, sparse_windows, limits, compression: _ } =
+            IndexerOptions::default();
+        Self {
+            span_size,
+            build_tool,
+            sparse_windows,
+            max_uncompressed: limits.uncompressed,
+            limits,
+        }
+    }
+}
+
+/// What one pass over a layer found.
+#[derive(Debug, Clone)]
+pub struct LayerIndex {
+    /// The sha256 of the whole uncompressed layer: what the image's config calls its DiffID.
+    pub diff_id: Digest,
+    /// The sha256 of the layer as it came.
+    pub layer_digest: Digest,
+    /// The size of the layer as it came, in bytes.
+    pub layer_size: u64,
+    /// The size of the whole uncompressed layer in bytes, padding included.
+    pub uncompressed_total: u64,
+    /// The entries of its tar in archive order.
+    pub toc: Vec<TocEntry>,
+    /// The zTOC, parsed and as a document; zstd layers have none.
+    pub ztoc: Option<(Ztoc, Vec<u8>)>,
+}
+
+/// A layer that could not be indexed.
+#[derive(Debug, thiserror::Error)]
+pub enum BuildError {
+    /// The layer's bytes could not be had; another attempt may succeed.
+    #[error("reading the layer")]
+    Read(#[source] io::Error),
+    /// It is not what its media type says, or beyond what is taken in.
+    #[error(transparent)]
+    Index(#[from] IndexError),
+    /// It is not zstd, or damaged, or cut short.
+    #[error("the layer is no valid zstd at byte {at}")]
+    Zstd {
+        /// Where in the layer.
+        at: u64,
+        /// What the decoder says.
+        source: io::Error,
+    },
+}
+
+impl From<TarError> for BuildError {
+    fn from(error: TarError) -> Self {
+        Self::Index(IndexError::Tar(error))
+    }
+}
+
+/// Reads a whole layer; `sink` gets the uncompressed bytes in order.
+///
+/// # Errors
+/// See [`BuildError`]. `sink` may have got bytes of a layer that turns out to be damaged: only the
+/// DiffID tells that they are right.
+pub fn build_layer(
+    mut reader: impl Read,
+    compression: LayerCompression,
+    options: BuildOptions,
+    sink: &mut dyn FnMut(&[u8]),
+) -> Result<LayerIndex, BuildError> {
+    let mut indexer = LayerIndexer::new(compression, options)?;
+    let mut piece = vec![0; 128 << 10];
+    loop {
+        match reader.read(&mut piece) {
+            Ok(0) => return indexer.finish(),
+            Ok(len) => indexer.push(&piece[..len], sink)?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(BuildError::Read(error)),
+        }
+    }
+}
+
+/// Indexes a layer that comes piece by piece; how it is cut changes nothing.
+#[derive(Debug)]
+pub struct LayerIndexer(Kind);
+
+#[derive(Debug)]
+enum Kind {
+    /// What zTOCs know.
+    Spans(Box<Indexer>),
+    Zstd(Box<ZstdIndexer>),
+}
+
+impl LayerIndexer {
+    /// Starts with no bytes.
+    ///
+    /// # Errors
+    /// [`BuildError::Index`] if the options cannot be used, and without memory.
+    pub fn new(compression: LayerCompression, options: BuildOptions) -> Result<Self, BuildError> {
+        let BuildOptions { span_size, build_tool, sparse_windows, max_uncompressed, mut limits } =
+            options;
+        limits.uncompressed = limits.uncompressed.min(max_uncompressed);
+        let with_spans = |compression| {
+            let options =
+                IndexerOptions { compression, span_size, build_tool, sparse_windows, limits };
+            Ok(Self(Kind::Spans(Box::new(Indexer::new(options)?))))
+        };
+        match compression {
+            LayerCompression::Gzip => with_spans(Compression::Gzip),
+            LayerCompression::None => with_spans(Compression::Uncompressed),
+            LayerCompression::Zstd => Ok(Self(Kind::Zstd(Box::new(ZstdIndexer::new(limits)?)))),
+        }
+    }
+
+    /// Takes the next bytes of the layer. `sink` gets all the uncompressed bytes that they complete,
+    /// in order.
+    ///
+    /// # Errors
+    /// See [`BuildError`]; the indexer is of no more use then.
+    pub fn push(&mut self, bytes: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<(), BuildError> {
+        match &mut self.0 {
+            Kind::Spans(indexer) => Ok(indexer.push(bytes, sink)?),
+            Kind::Zstd(indexer) => indexer.push(bytes, sink),
+        }
+    }
+
+    /// The entries of the tar found so far.
+    #[must_use]
+    pub fn entries(&self) -> &[TocEntry] {
+        match &self.0 {
+            Kind::Spans(indexer) => indexer.entries(),
+            Kind::Zstd(indexer) => indexer.entries(),
+        }
+    }
+
+    /// Completes the index after the last byte.
+    ///
+    /// # Errors
+    /// See [`BuildError`].
+    pub fn finish(self) -> Result<LayerIndex, BuildError> {
+        match self.0 {
+            Kind::Spans(indexer) => Ok(from_built(indexer.finish()?)),
+            Kind::Zstd(indexer) => indexer.finish(),
+        }
+    }
+}
+
+fn from_built(built: BuiltIndex) -> LayerIndex {
+    let BuiltIndex { ztoc, ztoc_bytes, diff_id, layer_digest, layer_size, uncompressed_total } =
+        built;
+    LayerIndex {
+        diff_id,
+        layer_digest,
+        layer_size,
+        uncompressed_total,
+        toc: ztoc.toc.clone(),
+        ztoc: Some((ztoc, ztoc_bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests;
