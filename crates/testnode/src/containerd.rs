@@ -1,0 +1,88 @@
+//! containerd, in each version that Hermes must work with.
+
+use std::os::unix::net::UnixStream;
+
+use anyhow::Result;
+
+use crate::daemon::Daemon;
+use crate::node::{Node, PEERS, output};
+
+/// Its configuration file in the node.
+const CONFIG: &str = "/etc/containerd/config.toml";
+/// Its socket in the node.
+const SOCKET: &str = "/run/containerd/containerd.sock";
+
+/// A version of containerd that a node can run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ContainerdVersion {
+    /// Debian bookworm's.
+    V1_6,
+    /// Debian trixie's.
+    V1_7,
+    /// Debian forky's, 2.1.
+    Packaged,
+    /// Built from source, 2.4.
+    Newest,
+}
+
+impl ContainerdVersion {
+    /// All of them, oldest first.
+    pub const ALL: [Self; 4] = [Self::V1_6, Self::V1_7, Self::Packaged, Self::Newest];
+
+    /// The folder of its programs in the node.
+    #[must_use]
+    pub fn programs(self) -> &'static str {
+        match self {
+            Self::V1_6 => "/opt/containerd-bookworm/usr/bin",
+            Self::V1_7 => "/opt/containerd-trixie/usr/bin",
+            Self::Packaged => "/usr/bin",
+            Self::Newest => PEERS,
+        }
+    }
+}
+
+/// A running containerd. Dropping it kills it; containers live on until the node ends.
+#[derive(Debug)]
+pub struct Containerd {
+    /// The process.
+    pub daemon: Daemon,
+    node: Node,
+    version: ContainerdVersion,
+}
+
+impl Node {
+    /// Starts containerd on its usual paths. `config` is the content of its `config.toml`; a
+    /// `version = 2` file with sections that only new versions know is fine for all of them.
+    ///
+    /// # Errors
+    /// When it does not answer within a minute.
+    pub fn containerd(&self, version: ContainerdVersion, config: &str) -> Result<Containerd> {
+        self.write(CONFIG, config)?;
+        // The shim is looked for where containerd itself is only if PATH says so.
+        let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", version.programs());
+        let program = format!("{}/containerd", version.programs());
+        let daemon =
+            self.spawn_with("containerd", &program, &["--config", CONFIG], &[("PATH", &path)])?;
+        let mut containerd = Containerd { daemon, node: self.clone(), version };
+        let socket = self.path(SOCKET);
+        containerd.daemon.wait_ready("its socket", || Ok(UnixStream::connect(&socket).is_ok()))?;
+        containerd.ctr(&["version"])?;
+        Ok(containerd)
+    }
+}
+
+impl Containerd {
+    /// Runs the `ctr` of the same version and returns what it wrote to stdout.
+    ///
+    /// # Errors
+    /// When it fails, with what it wrote to stderr.
+    pub fn ctr(&self, args: &[&str]) -> Result<String> {
+        output(self.node.command(format!("{}/ctr", self.version.programs())).args(args))
+    }
+
+    /// Which version this is.
+    #[must_use]
+    pub fn version(&self) -> ContainerdVersion {
+        self.version
+    }
+}

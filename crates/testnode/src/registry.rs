@@ -1,0 +1,111 @@
+//! The Docker registry, in plain HTTP or with TLS and a password.
+
+use std::fs;
+
+use anyhow::Result;
+
+use crate::daemon::Daemon;
+use crate::node::Node;
+
+/// The state `LISTEN` in `/proc/net/tcp`.
+const LISTENING: &str = "0A";
+/// Makes a certificate authority that the node trusts, a certificate for `reg.test`, a password file,
+/// and the file from which clients take that password.
+const TLS_SETUP: &str = r#"
+mkdir -p /etc/testnode-tls ~/.docker
+cd /etc/testnode-tls
+[ ! -e reg.crt ] || exit 0
+key="-newkey ec -pkeyopt ec_paramgen_curve:prime256v1 -noenc"
+openssl req -x509 $key -days 30 -subj '/CN=test CA' -keyout ca.key -out ca.crt
+openssl req $key -subj /CN=reg.test -keyout reg.key -out reg.csr
+printf 'subjectAltName=DNS:reg.test,DNS:localhost,IP:127.0.0.1\n' > names
+openssl x509 -req -in reg.csr -CA ca.crt -CAkey ca.key -days 30 -extfile names -out reg.crt
+cat ca.crt >> /etc/ssl/certs/ca-certificates.crt
+htpasswd -Bbn "$USER" "$PASSWORD" > passwords
+printf '{"auths":{"reg.test:%s":{"auth":"%s"}}}' "$PORT" "$(printf %s "$USER:$PASSWORD" | base64)" > ~/.docker/config.json
+"#;
+
+/// A running Docker registry, on the node's loopback. Dropping it ends it; its content stays. Its log
+/// (`registry-PORT`) has a line for each request.
+#[derive(Debug)]
+pub struct Registry {
+    /// The process.
+    pub daemon: Daemon,
+    /// Host and port, as in an image's name.
+    pub host: String,
+    /// User and password, if it wants them.
+    pub credentials: Option<(String, String)>,
+}
+
+impl Node {
+    /// Starts a registry that speaks plain HTTP and asks for nothing, at `127.0.0.1:port`.
+    ///
+    /// # Errors
+    /// When it does not listen within a minute.
+    pub fn registry(&self, port: u16) -> Result<Registry> {
+        let daemon = self.start_registry(port, "")?;
+        Ok(Registry { daemon, host: format!("127.0.0.1:{port}"), credentials: None })
+    }
+
+    /// Starts a registry with TLS and basic authentication at `reg.test:port`.
+    ///
+    /// The node trusts its certificate, and `~/.docker/config.json` holds the password. All registries
+    /// of a node share their content.
+    ///
+    /// # Errors
+    /// When it does not listen within a minute.
+    pub fn tls_registry(&self, port: u16) -> Result<Registry> {
+        let (user, password) = ("tester", "correct-horse");
+        self.bash(&format!("USER={user} PASSWORD={password} PORT={port}\n{TLS_SETUP}"))?;
+        let daemon = self.start_registry(
+            port,
+            "  tls: {certificate: /etc/testnode-tls/reg.crt, key: /etc/testnode-tls/reg.key}\n\
+             auth:\n  htpasswd: {realm: test, path: /etc/testnode-tls/passwords}\n",
+        )?;
+        Ok(Registry {
+            daemon,
+            host: format!("reg.test:{port}"),
+            credentials: Some((user.to_owned(), password.to_owned())),
+        })
+    }
+
+    fn start_registry(&self, port: u16, more: &str) -> Result<Daemon> {
+        let config = format!("/etc/docker/registry/testnode-{port}.yml");
+        self.write(
+            &config,
+            format!(
+                "version: 0.1\n\
+                 log: {{level: error}}\n\
+                 storage:\n  filesystem: {{rootdirectory: /var/lib/docker-registry}}\n  \
+                 delete: {{enabled: true}}\n\
+                 http:\n  addr: 127.0.0.1:{port}\n{more}"
+            ),
+        )?;
+        let mut daemon =
+            self.spawn(&format!("registry-{port}"), "docker-registry", &["serve", &config])?;
+        daemon.wait_ready("its port", || self.is_listening(port))?;
+        Ok(daemon)
+    }
+
+    /// Whether something in the node listens on this TCP port, over IPv4 or IPv6.
+    ///
+    /// # Errors
+    /// When the node is gone.
+    pub fn is_listening(&self, port: u16) -> Result<bool> {
+        // Looked up instead of connected to: the port is in another network namespace.
+        let tables = ["tcp", "tcp6"].map(|t| format!("/proc/{}/net/{t}", self.pid1()));
+        let wanted = format!(":{port:04X}");
+        for table in &tables {
+            let text = fs::read_to_string(table).unwrap_or_default();
+            let mut sockets = text.lines().skip(1).map(|line| line.split_ascii_whitespace());
+            let found = sockets.any(|mut fields| {
+                fields.nth(1).is_some_and(|local| local.ends_with(&wanted))
+                    && fields.nth(1) == Some(LISTENING)
+            });
+            if found {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+}
