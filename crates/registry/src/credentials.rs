@@ -1,0 +1,139 @@
+//! Where credentials come from.
+
+use std::fmt;
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+use crate::Secret;
+
+mod docker_config;
+
+pub use docker_config::DockerConfig;
+
+/// What a server accepts as proof of who is asking.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Credentials {
+    /// User and password.
+    Basic {
+        /// The user.
+        username: String,
+        /// The password, or a token that stands in its place.
+        password: Secret,
+    },
+    /// A refresh token, which the token service takes in place of user and password.
+    IdentityToken(Secret),
+    /// A bearer token, used as it is.
+    RegistryToken(Secret),
+}
+
+/// Finds credentials.
+///
+/// Asked when a server demands authentication and each time a token has expired, so that an
+/// implementation can give newer ones.
+pub trait CredentialSource: fmt::Debug + Send + Sync {
+    /// The credentials for `repository` (its path) at `server` (host and port; `docker.io` for
+    /// Docker Hub), or `None` for anonymous access.
+    ///
+    /// # Cancellation
+    /// The future may be dropped at any moment.
+    fn credentials<'a>(
+        &'a self,
+        server: &'a str,
+        repository: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Credentials>, CredentialsError>>;
+}
+
+/// Credentials that should be there and cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum CredentialsError {
+    /// The configuration cannot be read.
+    #[error("reading {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: io::Error,
+    },
+    /// The configuration is not what it should be. Nothing of it is shown.
+    #[error("{} is not a Docker configuration (line {line})", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where, from 1.
+        line: usize,
+    },
+    /// The credential helper cannot be run, or failed.
+    #[error("running the credential helper `{}`: {problem}", helper.escape_debug())]
+    Helper {
+        /// The helper's program.
+        helper: String,
+        /// What happened.
+        problem: HelperProblem,
+    },
+}
+
+/// What can go wrong with a credential helper.
+#[derive(Debug, thiserror::Error)]
+pub enum HelperProblem {
+    /// Its name would be a path.
+    #[error("its name is not that of a program")]
+    Name,
+    /// It cannot be started or talked to.
+    #[error("{0}")]
+    Run(io::Error),
+    /// It takes too long.
+    #[error("it did not answer within {0:?}")]
+    Timeout(Duration),
+    /// It says that it failed.
+    #[error("it ended with status {0}")]
+    Status(i32),
+    /// It was killed.
+    #[error("it was killed")]
+    Killed,
+    /// Its answer is not what it should be. Nothing of it is shown.
+    #[error("its answer is malformed")]
+    Answer,
+}
+
+/// No credentials for anything.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Anonymous;
+
+impl CredentialSource for Anonymous {
+    fn credentials<'a>(
+        &'a self,
+        _server: &'a str,
+        _repository: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Credentials>, CredentialsError>> {
+        Box::pin(std::future::ready(Ok(None)))
+    }
+}
+
+/// The same credentials for one server, and none for others.
+#[derive(Debug, Clone)]
+pub struct StaticCredentials {
+    server: String,
+    credentials: Credentials,
+}
+
+impl StaticCredentials {
+    /// Credentials for `server`: host and port, `docker.io` for Docker Hub.
+    #[must_use]
+    pub fn new(server: impl Into<String>, credentials: Credentials) -> Self {
+        Self { server: server.into(), credentials }
+    }
+}
+
+impl CredentialSource for StaticCredentials {
+    fn credentials<'a>(
+        &'a self,
+        server: &'a str,
+        _repository: &'a str,
+    ) -> BoxFuture<'a, Result<Option<Credentials>, CredentialsError>> {
+        let found = (server == self.server).then(|| self.credentials.clone());
+        Box::pin(std::future::ready(Ok(found)))
+    }
+}
