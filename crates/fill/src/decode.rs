@@ -1,0 +1,169 @@
+//! The threads that turn compressed spans into bytes of the layer's file.
+
+use std::collections::BinaryHeap;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Weak};
+use std::thread;
+
+use bytes::Bytes;
+use oci::Digest;
+use parking_lot::{Condvar, Mutex};
+use tokio::sync::OwnedSemaphorePermit;
+use ztoc::{SpanDecoder, SpanId};
+
+use crate::engine::Shared;
+use crate::error::SpanFault;
+use crate::layer::Layer;
+
+/// One span whose compressed bytes have come.
+pub(crate) struct Work {
+    pub(crate) layer: Arc<Layer>,
+    pub(crate) span: SpanId,
+    pub(crate) compressed: Bytes,
+    pub(crate) class: plan::Class,
+    /// Its share of the memory that transfers may take; given back when the job is dropped.
+    pub(crate) _memory: Option<OwnedSemaphorePermit>,
+}
+
+/// Waiting jobs: the most urgent first, and among those the oldest.
+struct Ranked {
+    rank: (std::cmp::Reverse<plan::Class>, std::cmp::Reverse<u64>),
+    job: Work,
+}
+
+impl PartialEq for Ranked {
+    fn eq(&self, other: &Self) -> bool {
+        self.rank == other.rank
+    }
+}
+impl Eq for Ranked {}
+impl PartialOrd for Ranked {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+impl Ord for Ranked {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.rank.cmp(&other.rank)
+    }
+}
+
+#[derive(Default)]
+struct Queue {
+    jobs: BinaryHeap<Ranked>,
+    pushed: u64,
+    closed: bool,
+}
+
+/// The pool; its threads end when it is closed.
+#[derive(Default)]
+pub(crate) struct Pool {
+    queue: Mutex<Queue>,
+    filled: Condvar,
+}
+
+impl Pool {
+    /// Starts `threads` threads that work for `shared` until the pool is closed.
+    pub(crate) fn start(&self, threads: usize, shared: &Arc<Shared>) -> std::io::Result<()> {
+        for number in 0..threads {
+            let shared = Arc::downgrade(shared);
+            thread::Builder::new().name(format!("decode-{number}")).spawn(move || work(&shared))?;
+        }
+        Ok(())
+    }
+
+    pub(crate) fn push(&self, job: Work) {
+        let mut queue = self.queue.lock();
+        queue.pushed += 1;
+        let rank = (std::cmp::Reverse(job.class), std::cmp::Reverse(queue.pushed));
+        queue.jobs.push(Ranked { rank, job });
+        drop(queue);
+        self.filled.notify_one();
+    }
+
+    pub(crate) fn close(&self) {
+        self.queue.lock().closed = true;
+        self.filled.notify_all();
+    }
+
+    fn pop(&self) -> Option<Work> {
+        let mut queue = self.queue.lock();
+        loop {
+            if queue.closed {
+                return None;
+            }
+            if let Some(ranked) = queue.jobs.pop() {
+                return Some(ranked.job);
+            }
+            self.filled.wait(&mut queue);
+        }
+    }
+}
+
+fn work(shared: &Weak<Shared>) {
+    let mut buffers = Buffers { window: vec![0; WINDOW], out: vec![0; PIECE] };
+    loop {
+        let Some(shared) = shared.upgrade() else { return };
+        let Some(job) = shared.decode.pop() else { return };
+        let result = decode(&job, &mut buffers);
+        shared.span_done(&job.layer, job.span, result);
+    }
+}
+
+struct Buffers {
+    window: Vec<u8>,
+    out: Vec<u8>,
+}
+
+/// Checks, inflates and writes one span; readers are woken as their bytes are written.
+fn decode(job: &Work, buffers: &mut Buffers) -> Result<(), SpanFault> {
+    let Work { layer, span, compressed, .. } = job;
+    let (spec, span) = (layer.spec(), *span);
+    let (found, expected) = (Digest::of(compressed), *spec.spans.digest(span));
+    if found != expected {
+        return Err(SpanFault::WrongBytes { span, found, expected });
+    }
+    let window: &[u8] = match spec.spans.window_position(span) {
+        None => &[],
+        Some(position) => {
+            let read = spec.ztoc.read_exact_at(&mut buffers.window, position);
+            read.map_err(|source| SpanFault::Window { span, source })?;
+            &buffers.window
+        }
+    };
+    let mut decoder = SpanDecoder::new(&spec.spans, span, compressed, window)?;
+    let range = spec.spans.uncompressed_range(span);
+    let (mut at, mut checksum, mut tail) = (range.start, 0, Vec::new());
+    loop {
+        let n = decoder.read(&mut buffers.out)?;
+        let piece = buffers.out.get(..n).unwrap_or_default();
+        if piece.is_empty() {
+            break;
+        }
+        // Only the last span goes on past its end: to the end of the stream.
+        let inside = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(piece.len());
+        let (inside, beyond) = piece.split_at(inside);
+        tail.extend_from_slice(
+            beyond.get(..beyond.len().min(MOST_TAIL - tail.len())).unwrap_or_default(),
+        );
+        if !inside.is_empty() {
+            spec.cache.write_at(at, inside)?;
+            at += inside.len() as u64;
+            checksum = crc32c::crc32c_append(checksum, inside);
+            layer.progressed(span, at);
+        }
+    }
+    if span.0 + 1 == spec.spans.len() {
+        layer.set_tail(tail);
+    }
+    spec.cache.mark_present(span.0, checksum)?;
+    Ok(())
+}
+
+const WINDOW: usize = 32 * 1024;
+
+/// How much is inflated between two looks at who waits.
+const PIECE: usize = 128 * 1024;
+
+/// What follows the end of an archive is kept up to this; a layer with more is never sealed.
+const MOST_TAIL: usize = 1 << 20;

@@ -1,0 +1,422 @@
+//! The engine: which transfers run, and what follows from each.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::io;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+
+use oci::Digest;
+use parking_lot::{Condvar, Mutex};
+use plan::{Class, InFlight, LayerId, Outcome};
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, Semaphore};
+use tokio::task::JoinSet;
+use ztoc::SpanId;
+
+use crate::decode;
+use crate::error::SpanFault;
+use crate::layer::{Layer, LayerSpec, SlowRead};
+use crate::seal::{self, Sealed};
+use crate::transfer;
+
+/// What an operator may set.
+#[derive(Debug, Clone)]
+pub struct EngineOptions {
+    /// Transfers at a time.
+    pub connections: u32,
+    /// How many of them background completion may use.
+    pub background_connections: u32,
+    /// Compressed bytes in memory at most, without those that a reader waits for.
+    pub memory: u32,
+    /// Threads that inflate.
+    pub decoders: usize,
+    /// When to fetch more than was asked for.
+    pub rules: plan::Rules,
+}
+
+impl Default for EngineOptions {
+    fn default() -> Self {
+        Self {
+            connections: 8,
+            background_connections: 3,
+            memory: 48 << 20,
+            decoders: std::thread::available_parallelism().map_or(2, usize::from),
+            rules: plan::Rules::default(),
+        }
+    }
+}
+
+/// What the engine tells its owner.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// A layer is whole and equal to its DiffID.
+    Sealed {
+        /// The layer's blob.
+        layer: Digest,
+    },
+    /// A whole layer is not what the image promises: its index lied.
+    Revoked {
+        /// The layer's blob.
+        layer: Digest,
+        /// What differs.
+        why: String,
+    },
+}
+
+/// Figures since the daemon started.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Figures {
+    /// Compressed bytes received.
+    pub bytes_fetched: u64,
+    /// Ranged requests made.
+    pub requests: u64,
+    /// Reads that had to wait.
+    pub blocked_reads: u64,
+    /// Reads that failed.
+    pub failed_spans: u64,
+}
+
+pub(crate) struct Shared {
+    pub(crate) options: EngineOptions,
+    pub(crate) decode: decode::Pool,
+    pub(crate) memory: Arc<Semaphore>,
+    pub(crate) traffic: transfer::Traffic,
+    layers: Mutex<BTreeMap<LayerId, Arc<Layer>>>,
+    queue: Mutex<Wanted>,
+    retries: Mutex<BinaryHeap<Reverse<(Instant, LayerId, u32)>>>,
+    work: Notify,
+    waiting: AtomicUsize,
+    next_layer: AtomicU32,
+    pub(crate) bytes_fetched: AtomicU64,
+    pub(crate) requests: AtomicU64,
+    blocked_reads: AtomicU64,
+    failed_spans: AtomicU64,
+    last_demand: Mutex<Instant>,
+    slowest: Mutex<Vec<SlowRead>>,
+    sealer: Mutex<Option<mpsc::Sender<Arc<Layer>>>>,
+    closed: Mutex<bool>,
+    closing: Condvar,
+    tell: Box<dyn Fn(Event) + Send + Sync>,
+}
+
+/// What is wanted and what is under way.
+struct Wanted {
+    queue: plan::Queue,
+    in_flight: InFlight,
+    limits: plan::Limits,
+}
+
+/// The only place that decides, fetches, checks and writes. Dropping it fails all waiting readers.
+pub struct Engine {
+    shared: Arc<Shared>,
+    tasks: JoinSet<()>,
+}
+
+impl std::fmt::Debug for Engine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Engine").field("options", &self.shared.options).finish_non_exhaustive()
+    }
+}
+
+impl Engine {
+    /// Starts the engine's threads, and its tasks on `runtime`. `tell` is called from its threads
+    /// and must not block.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn start(
+        options: EngineOptions,
+        runtime: &Handle,
+        tell: Box<dyn Fn(Event) + Send + Sync>,
+    ) -> io::Result<Self> {
+        let (sealer, to_seal) = mpsc::channel();
+        let limits = plan::Limits {
+            max_connections: options.connections,
+            demand_connections: options.connections.div_ceil(4),
+            background_connections: options.background_connections,
+            ..plan::Limits::default()
+        };
+        let shared = Arc::new(Shared {
+            decode: decode::Pool::default(),
+            memory: Arc::new(Semaphore::new(transfer::permits(u64::from(options.memory)))),
+            traffic: transfer::Traffic::default(),
+            layers: Mutex::default(),
+            queue: Mutex::new(Wanted {
+                queue: plan::Queue::new(),
+                in_flight: InFlight::default(),
+                limits,
+            }),
+            retries: Mutex::default(),
+            work: Notify::new(),
+            waiting: AtomicUsize::new(0),
+            next_layer: AtomicU32::new(0),
+            bytes_fetched: AtomicU64::new(0),
+            requests: AtomicU64::new(0),
+            blocked_reads: AtomicU64::new(0),
+            failed_spans: AtomicU64::new(0),
+            last_demand: Mutex::new(Instant::now()),
+            slowest: Mutex::default(),
+            sealer: Mutex::new(Some(sealer)),
+            closed: Mutex::new(false),
+            closing: Condvar::new(),
+            tell,
+            options,
+        });
+        shared.decode.start(shared.options.decoders, &shared)?;
+        seal::start(to_seal, &shared)?;
+        let mut tasks = JoinSet::new();
+        tasks.spawn_on(dispatch(Arc::clone(&shared)), runtime);
+        Ok(Self { shared, tasks })
+    }
+
+    /// Takes on a layer.
+    #[must_use]
+    pub fn add(&self, spec: LayerSpec) -> Arc<Layer> {
+        let id = LayerId(self.shared.next_layer.fetch_add(1, Ordering::Relaxed));
+        let rules = self.shared.options.rules.clone();
+        let layer = Arc::new(Layer::new(id, spec, rules, Arc::downgrade(&self.shared)));
+        self.shared.queue.lock().queue.add_layer(id, layer.layout());
+        self.shared.layers.lock().insert(id, Arc::clone(&layer));
+        layer
+    }
+
+    /// Lets go of a layer; its readers fail.
+    pub fn remove(&self, layer: &Layer) {
+        self.shared.queue.lock().queue.forget(layer.id());
+        self.shared.layers.lock().remove(&layer.id());
+        layer.abandon();
+    }
+
+    /// What happened so far.
+    #[must_use]
+    pub fn figures(&self) -> Figures {
+        Figures {
+            bytes_fetched: self.shared.bytes_fetched.load(Ordering::Relaxed),
+            requests: self.shared.requests.load(Ordering::Relaxed),
+            blocked_reads: self.shared.blocked_reads.load(Ordering::Relaxed),
+            failed_spans: self.shared.failed_spans.load(Ordering::Relaxed),
+        }
+    }
+
+    /// The reads that waited longest, the longest first.
+    #[must_use]
+    pub fn slowest_reads(&self) -> Vec<SlowRead> {
+        self.shared.slowest.lock().clone()
+    }
+}
+
+impl Drop for Engine {
+    fn drop(&mut self) {
+        self.tasks.abort_all();
+        self.shared.decode.close();
+        self.shared.sealer.lock().take();
+        *self.shared.closed.lock() = true;
+        self.shared.closing.notify_all();
+        let layers = std::mem::take(&mut *self.shared.layers.lock());
+        for layer in layers.values() {
+            layer.abandon();
+        }
+    }
+}
+
+impl Shared {
+    pub(crate) fn want(&self, layer: LayerId, spans: &[u32], class: Class) {
+        if spans.is_empty() {
+            return;
+        }
+        let mut wanted = self.queue.lock();
+        for span in spans {
+            wanted.queue.want(layer, *span, class);
+        }
+        drop(wanted);
+        self.work.notify_one();
+    }
+
+    pub(crate) fn layer(&self, id: LayerId) -> Option<Arc<Layer>> {
+        self.layers.lock().get(&id).cloned()
+    }
+
+    pub(crate) fn reader_waits(&self) {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        self.blocked_reads.fetch_add(1, Ordering::Relaxed);
+        *self.last_demand.lock() = Instant::now();
+    }
+
+    pub(crate) fn reader_done(&self, read: SlowRead) {
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        let mut slowest = self.slowest.lock();
+        let at = slowest.partition_point(|other| other.waited >= read.waited);
+        if at < SLOW_READS {
+            slowest.insert(at, read);
+            slowest.truncate(SLOW_READS);
+        }
+    }
+
+    /// How long nobody has waited for a byte.
+    pub(crate) fn quiet_for(&self) -> Duration {
+        if self.waiting.load(Ordering::Relaxed) > 0 {
+            return Duration::ZERO;
+        }
+        self.last_demand.lock().elapsed()
+    }
+
+    /// Waits until nobody has waited for a byte for `quiet`, or the engine is dropped: then `false`.
+    pub(crate) fn wait_for_quiet(&self, quiet: Duration) -> bool {
+        let mut closed = self.closed.lock();
+        while !*closed && self.quiet_for() < quiet {
+            self.closing.wait_for(&mut closed, quiet);
+        }
+        !*closed
+    }
+
+    /// A span was made, or was not.
+    pub(crate) fn span_done(
+        &self,
+        layer: &Arc<Layer>,
+        span: SpanId,
+        result: Result<(), SpanFault>,
+    ) {
+        match result {
+            Ok(()) => {
+                layer.finished(span);
+                self.queue.lock().queue.done(layer.id(), span.0..span.0 + 1, Outcome::Done);
+            }
+            Err(fault) => {
+                self.failed_spans.fetch_add(1, Ordering::Relaxed);
+                let pause = layer.failed(span, &fault);
+                self.queue.lock().queue.done(layer.id(), span.0..span.0 + 1, Outcome::Done);
+                let due = Instant::now() + pause;
+                self.retries.lock().push(Reverse((due, layer.id(), span.0)));
+            }
+        }
+        self.work.notify_one();
+    }
+
+    /// The next transfer that the limits allow.
+    fn next_job(&self) -> Option<plan::Job> {
+        let mut wanted = self.queue.lock();
+        let Wanted { queue, in_flight, limits } = &mut *wanted;
+        let job = queue.next(in_flight, limits)?;
+        count(in_flight, &job, |count| count + 1, |bytes, more| bytes + more);
+        Some(job)
+    }
+
+    /// A transfer's connection is free again.
+    pub(crate) fn transfer_ended(&self, job: &plan::Job) {
+        let mut wanted = self.queue.lock();
+        count(&mut wanted.in_flight, job, |count| count - 1, |bytes, less| bytes - less);
+        drop(wanted);
+        self.work.notify_one();
+    }
+
+    pub(crate) fn seal(&self, id: LayerId) {
+        let Some(layer) = self.layer(id) else { return };
+        if let Some(sealer) = &*self.sealer.lock() {
+            // The sealing thread ends only with the engine.
+            sealer.send(layer).ok();
+        }
+    }
+
+    pub(crate) fn seal_done(&self, layer: &Layer, sealed: Result<(), Sealed>) {
+        let digest = *layer.digest();
+        match sealed {
+            Ok(()) => {
+                layer.sealed();
+                tracing::info!(layer = %digest, bytes = layer.bytes(), "layer sealed");
+                (self.tell)(Event::Sealed { layer: digest });
+            }
+            Err(Sealed::Closing) => {}
+            Err(Sealed::TailUnknown) => layer.fetch_tail(self),
+            Err(Sealed::Io(err)) => {
+                // The bytes are there and are served as before; sealing is tried at the next start.
+                tracing::error!(layer = %digest, error = %err, "layer cannot be sealed");
+            }
+            Err(Sealed::Differs(why)) => {
+                tracing::error!(layer = %digest, why, "index revoked: the layer is not what the image promises");
+                layer.revoke(&why);
+                (self.tell)(Event::Revoked { layer: digest, why });
+            }
+        }
+    }
+
+    /// Tells late readers, and asks again for what failed. Returns whether anything is pending.
+    fn sweep(&self) {
+        let now = Instant::now();
+        let layers: Vec<Arc<Layer>> = self.layers.lock().values().cloned().collect();
+        for layer in &layers {
+            layer.expire(now);
+        }
+        let mut due: HashMap<(LayerId, bool), Vec<u32>> = HashMap::new();
+        let mut retries = self.retries.lock();
+        while let Some(Reverse((at, id, span))) = retries.peek().copied() {
+            if at > now {
+                break;
+            }
+            retries.pop();
+            if let Some(layer) = layers.iter().find(|layer| layer.id() == id) {
+                due.entry((id, layer.is_awaited(span))).or_default().push(span);
+            }
+        }
+        drop(retries);
+        for ((id, awaited), spans) in due {
+            let class = if awaited { Class::Demand } else { Class::Background };
+            self.want(id, &spans, class);
+        }
+    }
+
+    fn needs_sweeping(&self) -> bool {
+        self.waiting.load(Ordering::Relaxed) > 0 || !self.retries.lock().is_empty()
+    }
+}
+
+/// Starts transfers as long as there are connections and something is wanted.
+async fn dispatch(shared: Arc<Shared>) {
+    let mut transfers = JoinSet::new();
+    loop {
+        while let Some(job) = shared.next_job() {
+            match shared.layer(job.layer) {
+                Some(layer) => {
+                    transfers.spawn(transfer::run(Arc::clone(&shared), layer, job));
+                }
+                None => shared.transfer_ended(&job),
+            }
+        }
+        tokio::select! {
+            () = shared.work.notified() => {}
+            Some(_) = transfers.join_next() => {}
+            () = tokio::time::sleep(SWEEP), if shared.needs_sweeping() => shared.sweep(),
+        }
+    }
+}
+
+/// Changes the figures of `job`'s class.
+fn count(
+    in_flight: &mut InFlight,
+    job: &plan::Job,
+    connections: impl Fn(u32) -> u32,
+    bytes: impl Fn(u64, u64) -> u64,
+) {
+    let size = job.bytes.end - job.bytes.start;
+    match job.class {
+        Class::Demand => {
+            in_flight.demand = connections(in_flight.demand);
+            in_flight.demand_bytes = bytes(in_flight.demand_bytes, size);
+        }
+        Class::ReadAhead => {
+            in_flight.read_ahead = connections(in_flight.read_ahead);
+            in_flight.speculative_bytes = bytes(in_flight.speculative_bytes, size);
+        }
+        Class::Background => {
+            in_flight.background = connections(in_flight.background);
+            in_flight.speculative_bytes = bytes(in_flight.speculative_bytes, size);
+        }
+    }
+}
+
+/// How precisely deadlines and pauses are kept.
+const SWEEP: Duration = Duration::from_millis(50);
+
+/// How many slow reads are remembered.
+const SLOW_READS: usize = 32;

@@ -1,0 +1,96 @@
+//! What can go wrong for a reader, and for one span.
+
+use std::io;
+use std::ops::Range;
+use std::time::Duration;
+
+use oci::Digest;
+use ztoc::{DecodeSpanError, SpanId};
+
+use crate::source::SourceError;
+
+/// A reader does not get its bytes. The next read of the same range tries again from the start.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// The deadline passed while the bytes were still missing.
+    #[error(
+        "bytes {}-{} of layer {layer} did not come within {} s: {last}; see `hermes status`",
+        range.start, range.end, waited.as_secs()
+    )]
+    Deadline {
+        /// The layer's blob.
+        layer: Digest,
+        /// Uncompressed bytes.
+        range: Range<u64>,
+        /// How long the reader waited.
+        waited: Duration,
+        /// The last thing that went wrong.
+        last: String,
+    },
+    /// Every source gave bytes that are not what the index promises.
+    #[error("layer {layer} is corrupt at its source: {last}; compare `hermes index verify`")]
+    Corrupt {
+        /// The layer's blob.
+        layer: Digest,
+        /// The last mismatch.
+        last: String,
+    },
+    /// The layer was dropped while the reader waited.
+    #[error("layer {layer} was unmounted during a read")]
+    Gone {
+        /// The layer's blob.
+        layer: Digest,
+    },
+}
+
+/// One attempt at one span failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SpanFault {
+    /// The bytes did not come.
+    #[error("fetching")]
+    Source(#[from] SourceError),
+    /// The bytes came and have another digest than the index says.
+    #[error("span {} has digest {found}, the index says {expected}", span.0)]
+    WrongBytes { span: SpanId, found: Digest, expected: Digest },
+    /// The bytes are those of the index, and do not decode.
+    #[error("decoding")]
+    Decode(#[from] DecodeSpanError),
+    /// The zTOC blob could not be read.
+    #[error("reading the window of span {} from the stored zTOC", span.0)]
+    Window { span: SpanId, source: io::Error },
+    /// The cache could not take the bytes.
+    #[error("writing to the cache")]
+    Cache(#[from] cache::WriteError),
+}
+
+impl SpanFault {
+    /// Whether the bytes themselves are wrong, rather than late.
+    pub(crate) fn is_wrong_bytes(&self) -> bool {
+        match self {
+            Self::WrongBytes { .. } | Self::Decode(_) => true,
+            Self::Source(_) | Self::Window { .. } | Self::Cache(_) => false,
+        }
+    }
+
+    /// How long the source asked us to wait.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Source(err) => err.retry_after,
+            Self::WrongBytes { .. } | Self::Decode(_) | Self::Window { .. } | Self::Cache(_) => {
+                None
+            }
+        }
+    }
+
+    /// The whole chain in one line.
+    pub(crate) fn in_full(&self) -> String {
+        let mut text = self.to_string();
+        let mut cause = std::error::Error::source(self);
+        while let Some(err) = cause {
+            text.push_str(": ");
+            text.push_str(&err.to_string());
+            cause = err.source();
+        }
+        text
+    }
+}

@@ -1,0 +1,524 @@
+//! One layer as its readers see it: a range is asked for, and somebody is called when it is there.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::{Duration, Instant};
+
+use oci::Digest;
+use parking_lot::Mutex;
+use plan::{Class, LayerId};
+use ztoc::{SpanId, SpanTable};
+
+use crate::engine::Shared;
+use crate::error::{ReadError, SpanFault};
+use crate::hint;
+use crate::source::Source;
+
+/// What is called once, when a range is present or never will be. It runs on the thread that made
+/// it so, and must not block.
+pub type Then = Box<dyn FnOnce(Result<(), ReadError>) + Send>;
+
+/// Who wants a range; for reports only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reader {
+    /// The reading process, 0 if unknown.
+    pub pid: i32,
+}
+
+/// Told when a layer stops and starts to need us.
+pub trait Gate: Send + Sync {
+    /// All bytes are there and proven: reads need not come to us any more.
+    fn sealed(&self);
+}
+
+/// What the engine must know of a layer.
+#[derive(Debug)]
+pub struct LayerSpec {
+    /// Digest of the compressed blob.
+    pub digest: Digest,
+    /// Digest of the uncompressed tar, as the image's configuration promises.
+    pub diff_id: Digest,
+    /// Where its spans lie.
+    pub spans: Arc<SpanTable>,
+    /// The table of contents, to be compared with the tar when the layer is whole.
+    pub toc: Arc<Vec<ztoc::TocEntry>>,
+    /// The zTOC blob, from which windows are read when a span is inflated.
+    pub ztoc: File,
+    /// Where its bytes are kept.
+    pub cache: Arc<cache::Layer>,
+    /// Where its compressed bytes come from.
+    pub source: Arc<dyn Source>,
+    /// How long a read waits before it fails.
+    pub deadline: Duration,
+}
+
+struct Waiter {
+    range: Range<u64>,
+    since: Instant,
+    deadline: Instant,
+    reader: Reader,
+    then: Then,
+}
+
+/// A span that did not come.
+#[derive(Debug, Default, Clone)]
+struct Trouble {
+    attempts: u32,
+    wrong_bytes: u32,
+    last: String,
+}
+
+#[derive(Default)]
+struct State {
+    /// Readers, under the first span that they still miss.
+    waiting: BTreeMap<u32, Vec<Waiter>>,
+    /// How far the spans in the making have come (absolute uncompressed offsets).
+    produced: HashMap<u32, u64>,
+    trouble: HashMap<u32, Trouble>,
+    sealing: Sealing,
+    /// What follows the end of the archive, once this daemon has decoded it.
+    tail: Option<Vec<u8>>,
+    /// Why the index was found to lie.
+    revoked: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Sealing {
+    #[default]
+    NotYet,
+    UnderWay,
+    Done,
+}
+
+/// One layer and its readers.
+pub struct Layer {
+    id: LayerId,
+    spec: LayerSpec,
+    state: Mutex<State>,
+    gates: Mutex<Vec<Arc<dyn Gate>>>,
+    read_ahead: Mutex<plan::ReadAhead>,
+    bytes_fetched: AtomicU64,
+    shared: Weak<Shared>,
+}
+
+/// A read that took long, for `hermes explain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SlowRead {
+    /// Digest of the layer's blob.
+    pub layer: Digest,
+    /// The bytes of the uncompressed layer.
+    pub range: Range<u64>,
+    /// How long the reader waited.
+    pub waited: Duration,
+    /// Who waited, 0 if unknown.
+    pub pid: i32,
+}
+
+impl std::fmt::Debug for Layer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Layer")
+            .field("id", &self.id)
+            .field("spec", &self.spec)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Layer {
+    pub(crate) fn new(
+        id: LayerId,
+        spec: LayerSpec,
+        rules: plan::Rules,
+        shared: Weak<Shared>,
+    ) -> Self {
+        let layout = Arc::new(Layout(Arc::clone(&spec.spans)));
+        let sealing = if spec.cache.is_sealed() { Sealing::Done } else { Sealing::NotYet };
+        Self {
+            id,
+            spec,
+            state: Mutex::new(State { sealing, ..State::default() }),
+            gates: Mutex::default(),
+            read_ahead: Mutex::new(plan::ReadAhead::new(rules, layout)),
+            bytes_fetched: AtomicU64::new(0),
+            shared,
+        }
+    }
+
+    /// The engine's number of it.
+    #[must_use]
+    pub fn id(&self) -> LayerId {
+        self.id
+    }
+
+    /// Digest of the compressed blob.
+    #[must_use]
+    pub fn digest(&self) -> &Digest {
+        &self.spec.digest
+    }
+
+    /// The file that holds the uncompressed bytes.
+    #[must_use]
+    pub fn data(&self) -> &File {
+        self.spec.cache.data()
+    }
+
+    /// Size of the uncompressed layer in bytes.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.spec.spans.uncompressed_size()
+    }
+
+    /// Uncompressed bytes that are there.
+    #[must_use]
+    pub fn bytes_present(&self) -> u64 {
+        self.spec.cache.bytes_present()
+    }
+
+    /// Compressed bytes that came from the source since the daemon started.
+    #[must_use]
+    pub fn bytes_fetched(&self) -> u64 {
+        self.bytes_fetched.load(Ordering::Relaxed)
+    }
+
+    /// Whether the layer is whole and proven equal to its DiffID.
+    #[must_use]
+    pub fn is_sealed(&self) -> bool {
+        self.state.lock().sealing == Sealing::Done
+    }
+
+    /// How many reads wait, and since when the longest.
+    #[must_use]
+    pub fn waiting(&self) -> (usize, Option<Instant>) {
+        let state = self.state.lock();
+        let all = || state.waiting.values().flatten();
+        (all().count(), all().map(|waiter| waiter.since).min())
+    }
+
+    /// The ranges that are waited for.
+    #[must_use]
+    pub fn waiting_ranges(&self) -> Vec<Range<u64>> {
+        self.state.lock().waiting.values().flatten().map(|waiter| waiter.range.clone()).collect()
+    }
+
+    /// Adds somebody who is told when the layer is sealed; told at once if it is already.
+    pub fn add_gate(&self, gate: Arc<dyn Gate>) {
+        // Added first and told then: a layer that is sealed in between tells it twice, never not at all.
+        let mut gates = self.gates.lock();
+        gates.push(gate);
+        let added = gates.last().map(Arc::clone);
+        drop(gates);
+        if let Some(gate) = added.filter(|_| self.is_sealed()) {
+            gate.sealed();
+        }
+    }
+
+    /// Calls `then` when all bytes of `range` are in the layer's file, or with the reason why they
+    /// will not be.
+    ///
+    /// What lies beyond the end of the layer counts as present. If nothing is missing, `then` runs
+    /// before this returns.
+    pub fn request(self: &Arc<Self>, range: Range<u64>, reader: Reader, then: Then) {
+        let range = range.start..range.end.min(self.bytes());
+        let Some(shared) = self.shared.upgrade() else {
+            return then(Err(ReadError::Gone { layer: self.spec.digest }));
+        };
+        let mut state = self.state.lock();
+        if let Some(last) = &state.revoked {
+            let (layer, last) = (self.spec.digest, last.clone());
+            drop(state);
+            return then(Err(ReadError::Corrupt { layer, last }));
+        }
+        let Some(first) = self.first_missing(&state, &range) else {
+            drop(state);
+            return then(Ok(()));
+        };
+        let missing: Vec<u32> = self
+            .spec
+            .spans
+            .spans_covering(range.clone())
+            .filter(|span| span.0 >= first && !self.is_usable(span.0))
+            .map(|span| span.0)
+            .collect();
+        let since = Instant::now();
+        let deadline = since + self.spec.deadline;
+        let waiter = Waiter { range: range.clone(), since, deadline, reader, then };
+        state.waiting.entry(first).or_default().push(waiter);
+        drop(state);
+        shared.reader_waits();
+        let hint = hint::at(&self.spec.toc, range.start);
+        let ahead = self.read_ahead.lock().on_demand(range, hint);
+        shared.want(self.id, &missing, Class::Demand);
+        shared.want(self.id, &self.not_present(ahead), Class::ReadAhead);
+    }
+
+    /// Makes durable what is present, so that it need not be checked after a reboot.
+    ///
+    /// # Errors
+    /// When the disk refuses; what is present stays usable.
+    pub fn flush(&self) -> Result<(), cache::SyncError> {
+        self.spec.cache.mark_clean()
+    }
+
+    /// Asks for everything that is still missing, behind all readers.
+    pub fn complete(&self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let missing = self.not_present(0..self.spec.spans.len());
+        if missing.is_empty() {
+            self.seal_if_whole(&shared);
+        } else {
+            shared.want(self.id, &missing, Class::Background);
+        }
+    }
+
+    /// Wants what is worth having before anybody reads: the whole of a small layer.
+    pub fn mounted(&self) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let ahead = self.read_ahead.lock().on_mount();
+        shared.want(self.id, &self.not_present(ahead), Class::ReadAhead);
+    }
+
+    pub(crate) fn layout(&self) -> Arc<dyn plan::Spans + Send + Sync> {
+        Arc::new(Layout(Arc::clone(&self.spec.spans)))
+    }
+
+    pub(crate) fn spec(&self) -> &LayerSpec {
+        &self.spec
+    }
+
+    pub(crate) fn count_fetched(&self, bytes: u64) {
+        self.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);
+    }
+
+    /// The spans of `spans` that are neither present nor being made.
+    pub(crate) fn not_present(&self, spans: impl IntoIterator<Item = u32>) -> Vec<u32> {
+        spans.into_iter().filter(|span| !self.is_usable(*span)).collect()
+    }
+
+    /// `span` has been written up to `until`: wakes those who waited for no more.
+    pub(crate) fn progressed(&self, span: SpanId, until: u64) {
+        let mut state = self.state.lock();
+        state.produced.insert(span.0, until);
+        let woken = self.wake(&mut state, span.0);
+        drop(state);
+        self.answer(woken);
+    }
+
+    /// `span` is present for good.
+    pub(crate) fn finished(&self, span: SpanId) {
+        let mut state = self.state.lock();
+        state.produced.remove(&span.0);
+        state.trouble.remove(&span.0);
+        let woken = self.wake(&mut state, span.0);
+        drop(state);
+        self.answer(woken);
+        if let Some(shared) = self.shared.upgrade() {
+            self.seal_if_whole(&shared);
+        }
+    }
+
+    pub(crate) fn tail(&self) -> Option<Vec<u8>> {
+        self.state.lock().tail.clone()
+    }
+
+    pub(crate) fn set_tail(&self, tail: Vec<u8>) {
+        self.state.lock().tail = Some(tail);
+    }
+
+    /// Has the last span made again, since what follows it was not kept.
+    pub(crate) fn fetch_tail(&self, shared: &Shared) {
+        let Some(last) = self.spec.spans.len().checked_sub(1) else { return };
+        self.state.lock().sealing = Sealing::NotYet;
+        match self.spec.cache.forget(&[last]) {
+            Ok(()) => shared.want(self.id, &[last], Class::Background),
+            Err(err) => {
+                tracing::error!(layer = %self.spec.digest, error = %err, "layer cannot be sealed");
+            }
+        }
+    }
+
+    /// An attempt at `span` failed; returns how long to wait before the next one.
+    ///
+    /// Readers go on waiting, unless all that ever came were wrong bytes: more of those will not
+    /// help them, and they are told.
+    pub(crate) fn failed(&self, span: SpanId, fault: &SpanFault) -> Duration {
+        let mut state = self.state.lock();
+        state.produced.remove(&span.0);
+        let trouble = state.trouble.entry(span.0).or_default();
+        trouble.attempts += 1;
+        trouble.wrong_bytes += u32::from(fault.is_wrong_bytes());
+        trouble.last = fault.in_full();
+        let pause = fault.retry_after().unwrap_or_else(|| backoff(trouble.attempts));
+        let (attempts, hopeless) = (trouble.attempts, trouble.wrong_bytes >= WRONG_BYTES_LIMIT);
+        let last = trouble.last.clone();
+        tracing::warn!(layer = %self.spec.digest, span = span.0, attempts, error = last, "span failed");
+        let told = if hopeless {
+            state.trouble.remove(&span.0);
+            state.waiting.remove(&span.0).unwrap_or_default()
+        } else {
+            Vec::new()
+        };
+        drop(state);
+        for waiter in told {
+            self.tell(
+                waiter,
+                Err(ReadError::Corrupt { layer: self.spec.digest, last: last.clone() }),
+            );
+        }
+        pause.min(LONGEST_PAUSE)
+    }
+
+    /// Whether anybody waits for `span`.
+    pub(crate) fn is_awaited(&self, span: u32) -> bool {
+        self.state.lock().waiting.contains_key(&span)
+    }
+
+    /// Tells the readers whose deadline has passed.
+    pub(crate) fn expire(&self, now: Instant) {
+        let mut late = Vec::new();
+        let mut state = self.state.lock();
+        let State { waiting, trouble, .. } = &mut *state;
+        for (span, waiters) in waiting.iter_mut() {
+            for waiter in waiters.extract_if(.., |waiter| waiter.deadline <= now) {
+                late.push((waiter, trouble.get(span).map(|trouble| trouble.last.clone())));
+            }
+        }
+        waiting.retain(|_, waiters| !waiters.is_empty());
+        drop(state);
+        for (waiter, last) in late {
+            let err = ReadError::Deadline {
+                layer: self.spec.digest,
+                range: waiter.range.clone(),
+                waited: waiter.since.elapsed(),
+                last: last.unwrap_or_else(|| "the transfer is under way".to_owned()),
+            };
+            self.tell(waiter, Err(err));
+        }
+    }
+
+    /// Fails all readers, now and later: the bytes are not those of the image.
+    pub(crate) fn revoke(&self, why: &str) {
+        let mut state = self.state.lock();
+        state.revoked = Some(why.to_owned());
+        let told: Vec<Waiter> =
+            std::mem::take(&mut state.waiting).into_values().flatten().collect();
+        drop(state);
+        for waiter in told {
+            let err = ReadError::Corrupt { layer: self.spec.digest, last: why.to_owned() };
+            self.tell(waiter, Err(err));
+        }
+    }
+
+    /// Fails all readers: the layer is dropped.
+    pub(crate) fn abandon(&self) {
+        let told: Vec<Waiter> =
+            std::mem::take(&mut self.state.lock().waiting).into_values().flatten().collect();
+        for waiter in told {
+            self.tell(waiter, Err(ReadError::Gone { layer: self.spec.digest }));
+        }
+    }
+
+    pub(crate) fn sealed(&self) {
+        self.state.lock().sealing = Sealing::Done;
+        let gates = self.gates.lock().clone();
+        for gate in gates {
+            gate.sealed();
+        }
+    }
+
+    fn seal_if_whole(&self, shared: &Arc<Shared>) {
+        if self.spec.cache.bytes_present() < self.bytes() {
+            return;
+        }
+        let mut state = self.state.lock();
+        if state.sealing == Sealing::NotYet && self.spec.cache.first_missing(0).is_none() {
+            state.sealing = Sealing::UnderWay;
+            drop(state);
+            shared.seal(self.id);
+        }
+    }
+
+    /// The first span of `range` whose bytes are not all there.
+    fn first_missing(&self, state: &State, range: &Range<u64>) -> Option<u32> {
+        self.spec.spans.spans_covering(range.clone()).map(|span| span.0).find(|&span| {
+            !self.is_usable(span) && {
+                let needed = range.end.min(self.spec.spans.uncompressed_range(SpanId(span)).end);
+                state.produced.get(&span).is_none_or(|&until| until < needed)
+            }
+        })
+    }
+
+    /// Whether `span` is present; one that an unclean shutdown left behind is looked at first.
+    pub(crate) fn is_usable(&self, span: u32) -> bool {
+        match self.spec.cache.ensure_present(span) {
+            Ok(usable) => usable,
+            Err(err) => {
+                tracing::error!(layer = %self.spec.digest, span, error = %err, "span cannot be checked");
+                false
+            }
+        }
+    }
+
+    /// Takes out the readers of `span` that have all their bytes; the others move on.
+    fn wake(&self, state: &mut State, span: u32) -> Vec<Waiter> {
+        let Some(waiters) = state.waiting.remove(&span) else { return Vec::new() };
+        let mut woken = Vec::new();
+        for waiter in waiters {
+            match self.first_missing(state, &waiter.range) {
+                None => woken.push(waiter),
+                Some(next) => state.waiting.entry(next).or_default().push(waiter),
+            }
+        }
+        woken
+    }
+
+    fn answer(&self, woken: Vec<Waiter>) {
+        for waiter in woken {
+            self.tell(waiter, Ok(()));
+        }
+    }
+
+    fn tell(&self, waiter: Waiter, result: Result<(), ReadError>) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.reader_done(SlowRead {
+                layer: self.spec.digest,
+                range: waiter.range,
+                waited: waiter.since.elapsed(),
+                pid: waiter.reader.pid,
+            });
+        }
+        if let Err(err) = &result {
+            tracing::error!(pid = waiter.reader.pid, error = %err, "read failed");
+        }
+        (waiter.then)(result);
+    }
+}
+
+/// How long to stay away after the `attempts`th failure.
+fn backoff(attempts: u32) -> Duration {
+    Duration::from_millis(100).saturating_mul(1 << attempts.min(6)).min(Duration::from_secs(5))
+}
+
+/// After so many wrong answers about one span its readers are told instead of kept waiting.
+const WRONG_BYTES_LIMIT: u32 = 5;
+
+/// However long a source asks us to stay away, we look again after this.
+const LONGEST_PAUSE: Duration = Duration::from_secs(30);
+
+/// A span table as the planner sees it.
+struct Layout(Arc<SpanTable>);
+
+impl plan::Spans for Layout {
+    fn len(&self) -> u32 {
+        self.0.len()
+    }
+
+    fn compressed(&self, span: u32) -> Range<u64> {
+        self.0.compressed_range(SpanId(span))
+    }
+
+    fn uncompressed(&self, span: u32) -> Range<u64> {
+        self.0.uncompressed_range(SpanId(span))
+    }
+}

@@ -1,0 +1,20 @@
+//! The engine: single flight, priorities, verify, inflate, write, wake, complete and seal.
+//!
+//! Front ends translate what the kernel asks into [`Layer::request`]; everything else is decided
+//! here. Sockets are waited for by tasks on the owner's runtime; inflating and writing happen on
+//! threads of the engine's own.
+#![forbid(unsafe_code)]
+
+mod decode;
+mod engine;
+mod error;
+mod hint;
+mod layer;
+mod seal;
+mod source;
+mod transfer;
+
+pub use engine::{Engine, EngineOptions, Event, Figures};
+pub use error::ReadError;
+pub use layer::{Gate, Layer, LayerSpec, Reader, SlowRead, Then};
+pub use source::{ByteStream, Source, SourceError};

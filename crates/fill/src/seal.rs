@@ -1,0 +1,114 @@
+//! Proof that a whole layer is what the image promises: its DiffID, and its table of contents
+//! against the tar.
+
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::{Arc, Weak, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use oci::Hasher;
+use ztoc::{Limits, TarScanner};
+
+use crate::engine::Shared;
+use crate::layer::Layer;
+
+/// A layer could not be sealed.
+#[derive(Debug)]
+pub(crate) enum Sealed {
+    /// The cache could not be read or written.
+    Io(io::Error),
+    /// The layer is something else than the image says, or contains something else than its index.
+    Differs(String),
+    /// What follows the end of the archive is needed, and was read by an earlier daemon.
+    TailUnknown,
+    /// The engine is being dropped.
+    Closing,
+}
+
+/// Starts the thread that seals layers, one at a time, when no reader waits.
+pub(crate) fn start(layers: mpsc::Receiver<Arc<Layer>>, shared: &Arc<Shared>) -> io::Result<()> {
+    let shared = Arc::downgrade(shared);
+    thread::Builder::new().name("seal".to_owned()).spawn(move || work(&layers, &shared))?;
+    Ok(())
+}
+
+fn work(layers: &mpsc::Receiver<Arc<Layer>>, shared: &Weak<Shared>) {
+    while let Ok(layer) = layers.recv() {
+        let Some(shared) = shared.upgrade() else { return };
+        let result = prove(&layer, &shared);
+        shared.seal_done(&layer, result);
+    }
+}
+
+fn prove(layer: &Layer, shared: &Shared) -> Result<(), Sealed> {
+    let spec = layer.spec();
+    let mut hasher = Hasher::new();
+    let mut scanner = TarScanner::new(Limits::default());
+    let damaged = |err: ztoc::TarError| Sealed::Differs(format!("its tar is damaged: {err}"));
+    let mut buffer = vec![0; PIECE];
+    let mut at = 0;
+    while at < layer.bytes() {
+        // Nobody waits for a seal: it stands back while somebody waits for bytes.
+        if !shared.wait_for_quiet(QUIET) {
+            return Err(Sealed::Closing);
+        }
+        let n = spec.cache.data().read_at(&mut buffer, at).map_err(Sealed::Io)?;
+        let piece = buffer.get(..n).unwrap_or_default();
+        if piece.is_empty() {
+            return Err(Sealed::Io(io::ErrorKind::UnexpectedEof.into()));
+        }
+        hasher.update(piece);
+        scanner.push(piece).map_err(damaged)?;
+        at += n as u64;
+    }
+    let total = prove_diff_id(layer, hasher)?;
+    let toc = scanner.finish().map_err(damaged)?;
+    if let Some(why) = first_difference(&spec.toc, &toc.entries) {
+        return Err(Sealed::Differs(why));
+    }
+    spec.cache.seal(spec.diff_id, total).map_err(|err| Sealed::Io(io::Error::other(err)))
+}
+
+/// Compares the layer with its DiffID and returns the size of the whole tar.
+///
+/// The DiffID also covers what follows the end of the archive, which no reader can see and the cache
+/// does not keep. It is mostly zeros to the next tar record, so those are tried first.
+fn prove_diff_id(layer: &Layer, hasher: Hasher) -> Result<u64, Sealed> {
+    let expected = layer.spec().diff_id;
+    let tail = layer.tail();
+    let mut found = hasher.clone();
+    found.update(tail.as_deref().unwrap_or_default());
+    if found.finish() == expected {
+        return Ok(layer.bytes() + tail.map_or(0, |tail| tail.len() as u64));
+    }
+    if tail.is_some() {
+        return Err(Sealed::Differs(format!("its bytes do not have the DiffID {expected}")));
+    }
+    let mut padded = hasher;
+    for blocks in 1..=MOST_PADDING {
+        padded.update(&[0; 512]);
+        if padded.clone().finish() == expected {
+            return Ok(layer.bytes() + blocks * 512);
+        }
+    }
+    Err(Sealed::TailUnknown)
+}
+
+/// The first entry that the index has otherwise than the tar.
+fn first_difference(index: &[ztoc::TocEntry], tar: &[ztoc::TocEntry]) -> Option<String> {
+    if index.len() != tar.len() {
+        return Some(format!("its tar has {} entries, its index {}", tar.len(), index.len()));
+    }
+    index.iter().zip(tar).find(|(index, tar)| index != tar).map(|(index, _)| {
+        format!("its index and its tar differ at `{}`", index.name.escape_ascii())
+    })
+}
+
+const PIECE: usize = 1 << 20;
+
+/// For how long nobody must have waited.
+const QUIET: Duration = Duration::from_millis(200);
+
+/// Zero blocks of 512 bytes that are tried after the end of an archive.
+const MOST_PADDING: u64 = 128;

@@ -1,0 +1,222 @@
+//! One ranged request: its bytes are cut into spans, and each span goes to be inflated as soon as
+//! it is complete.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use ztoc::SpanId;
+
+use crate::decode::Work;
+use crate::engine::Shared;
+use crate::error::SpanFault;
+use crate::layer::Layer;
+use crate::source::SourceError;
+
+/// Who is receiving just now: background transfers stand back while a reader's bytes arrive.
+#[derive(Debug, Default)]
+pub(crate) struct Traffic {
+    urgent: AtomicUsize,
+    quiet: Notify,
+}
+
+impl Traffic {
+    fn begin(&self) {
+        self.urgent.fetch_add(1, Ordering::AcqRel);
+    }
+
+    fn end(&self) {
+        if self.urgent.fetch_sub(1, Ordering::AcqRel) == 1 {
+            self.quiet.notify_waiters();
+        }
+    }
+
+    /// Waits until no reader's bytes are arriving.
+    async fn stand_back(&self) {
+        loop {
+            let quiet = self.quiet.notified();
+            if self.urgent.load(Ordering::Acquire) == 0 {
+                return;
+            }
+            quiet.await;
+        }
+    }
+}
+
+/// Counts an urgent transfer from its first byte to its end.
+struct Urgent<'a>(&'a Traffic);
+
+impl<'a> Urgent<'a> {
+    fn new(traffic: &'a Traffic) -> Self {
+        traffic.begin();
+        Self(traffic)
+    }
+}
+
+impl Drop for Urgent<'_> {
+    fn drop(&mut self) {
+        self.0.end();
+    }
+}
+
+/// Permits that `bytes` take of the memory semaphore: one a KiB.
+pub(crate) fn permits(bytes: u64) -> usize {
+    usize::try_from(bytes.div_ceil(1024)).unwrap_or(Semaphore::MAX_PERMITS)
+}
+
+/// Carries out `fetch`; every span of it ends in [`Shared::span_done`].
+pub(crate) async fn run(shared: Arc<Shared>, layer: Arc<Layer>, job: plan::Job) {
+    let mut cut = Cut::new(Arc::clone(&layer), &job);
+    let result = receive(&shared, &layer, &job, &mut cut).await;
+    shared.transfer_ended(&job);
+    if let Err(fault) = result {
+        let fault = Arc::new(fault);
+        for span in cut.unfinished() {
+            let fault = SourceError {
+                transient: fault.transient,
+                retry_after: fault.retry_after,
+                cause: Box::new(Repeated(Arc::clone(&fault))),
+            };
+            shared.span_done(&layer, SpanId(span), Err(SpanFault::Source(fault)));
+        }
+    }
+}
+
+async fn receive(
+    shared: &Arc<Shared>,
+    layer: &Arc<Layer>,
+    job: &plan::Job,
+    cut: &mut Cut,
+) -> Result<(), SourceError> {
+    let urgent = job.class != plan::Class::Background;
+    let wanted = permits(job.bytes.end - job.bytes.start);
+    let wanted =
+        u32::try_from(wanted.min(permits(u64::from(shared.options.memory)))).unwrap_or(u32::MAX);
+    let memory = Arc::clone(&shared.memory);
+    let mut permit = if urgent {
+        // What a reader waits for is bounded by the number of connections, and must not queue
+        // behind what nobody waits for.
+        memory.try_acquire_many_owned(wanted).ok()
+    } else {
+        shared.traffic.stand_back().await;
+        memory.acquire_many_owned(wanted).await.ok()
+    };
+    shared.requests.fetch_add(1, Ordering::Relaxed);
+    let mut stream = layer.spec().source.open(job.bytes.clone()).await?;
+    let mut receiving = None;
+    while let Some(piece) = stream.next().await {
+        let piece = piece?;
+        if urgent && receiving.is_none() {
+            receiving = Some(Urgent::new(&shared.traffic));
+        }
+        shared.bytes_fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        layer.count_fetched(piece.len() as u64);
+        cut.push(&piece, &mut |span, compressed| {
+            if layer.is_usable(span.0) {
+                return shared.span_done(layer, span, Ok(()));
+            }
+            let share = share(&mut permit, compressed.len());
+            let (layer, class) = (Arc::clone(layer), job.class);
+            shared.decode.push(Work { layer, span, compressed, class, _memory: share });
+        });
+        if !urgent {
+            shared.traffic.stand_back().await;
+        }
+    }
+    if cut.is_done() { Ok(()) } else { Err(ended_early(cut)) }
+}
+
+/// The part of `permit` that stands for `len` bytes.
+fn share(permit: &mut Option<OwnedSemaphorePermit>, len: usize) -> Option<OwnedSemaphorePermit> {
+    let permit = permit.as_mut()?;
+    permit.split(permits(len as u64).min(permit.num_permits()))
+}
+
+fn ended_early(cut: &Cut) -> SourceError {
+    let cause = format!("the source ended {} bytes early", cut.missing_bytes());
+    SourceError { transient: true, retry_after: None, cause: cause.into() }
+}
+
+/// Cuts a range into spans. Neighbours may share a byte.
+struct Cut {
+    layer: Arc<Layer>,
+    /// The span that is being collected, and the one after the last.
+    next: u32,
+    end: u32,
+    /// Offset in the blob of the next byte.
+    position: u64,
+    collected: Vec<u8>,
+}
+
+impl Cut {
+    fn new(layer: Arc<Layer>, job: &plan::Job) -> Self {
+        let (next, end) = (job.spans.start, job.spans.end);
+        Self { layer, next, end, position: job.bytes.start, collected: Vec::new() }
+    }
+
+    fn push(&mut self, piece: &[u8], emit: &mut dyn FnMut(SpanId, Bytes)) {
+        let start = self.position;
+        self.position += piece.len() as u64;
+        while self.next < self.end {
+            let range = self.layer.spec().spans.compressed_range(SpanId(self.next));
+            let have = range.start + self.collected.len() as u64;
+            let from = usize::try_from(have.saturating_sub(start)).unwrap_or(usize::MAX);
+            let until = usize::try_from(range.end.saturating_sub(start)).unwrap_or(usize::MAX);
+            if from >= piece.len() && have < range.end {
+                return;
+            }
+            if self.collected.capacity() == 0 {
+                self.collected.reserve_exact(usize::try_from(range.end - range.start).unwrap_or(0));
+            }
+            self.collected.extend_from_slice(&piece[from.min(piece.len())..until.min(piece.len())]);
+            if range.start + (self.collected.len() as u64) < range.end {
+                return;
+            }
+            let whole = std::mem::take(&mut self.collected);
+            self.carry_over(&whole, range.end);
+            emit(SpanId(self.next), Bytes::from(whole));
+            self.next += 1;
+        }
+    }
+
+    /// Keeps the byte that the next span shares with this one.
+    fn carry_over(&mut self, whole: &[u8], end: u64) {
+        let next = self.next + 1;
+        if next < self.end && self.layer.spec().spans.compressed_range(SpanId(next)).start < end {
+            let next = self.layer.spec().spans.compressed_range(SpanId(next));
+            self.collected.reserve_exact(usize::try_from(next.end - next.start).unwrap_or(0));
+            self.collected.extend(whole.last());
+        }
+    }
+
+    fn is_done(&self) -> bool {
+        self.next >= self.end
+    }
+
+    fn unfinished(&self) -> std::ops::Range<u32> {
+        self.next..self.end
+    }
+
+    fn missing_bytes(&self) -> u64 {
+        let last = SpanId(self.end.saturating_sub(1));
+        self.layer.spec().spans.compressed_range(last).end.saturating_sub(self.position)
+    }
+}
+
+/// One error that several spans share.
+#[derive(Debug)]
+struct Repeated(Arc<SourceError>);
+
+impl std::fmt::Display for Repeated {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.cause.fmt(f)
+    }
+}
+
+impl std::error::Error for Repeated {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.0.cause.source()
+    }
+}
