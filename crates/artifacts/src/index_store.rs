@@ -1,0 +1,257 @@
+//! The indexes that this machine has: one zTOC for each layer, under the layer's digest.
+
+use std::fs::{self, File};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use oci::Digest;
+use serde::{Deserialize, Serialize};
+use ztoc::{Limits, Ztoc};
+
+/// A folder of zTOCs.
+#[derive(Debug, Clone)]
+pub struct IndexStore {
+    dir: PathBuf,
+}
+
+/// Where an index came from; the more local, the more it is believed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IndexOrigin {
+    /// Built on this machine from the layer itself.
+    Built,
+    /// Named by the image's manifest (SOCI v2).
+    Annotation,
+    /// Found as a referrer of the image (SOCI v1).
+    Referrer,
+}
+
+impl std::fmt::Display for IndexOrigin {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Built => "built here",
+            Self::Annotation => "the image's annotation (SOCI v2)",
+            Self::Referrer => "a referrer of the image (SOCI v1)",
+        })
+    }
+}
+
+/// What is noted beside a zTOC.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Note {
+    ztoc: Digest,
+    origin: IndexOrigin,
+    /// Whether the layer can only be read from its beginning: the zTOC then describes the
+    /// uncompressed tar, and its spans are none of the blob's.
+    streamed: bool,
+}
+
+/// A zTOC of the store.
+#[derive(Debug)]
+pub struct StoredIndex {
+    /// The zTOC, without its windows and its table of contents.
+    pub ztoc: Ztoc,
+    /// The blob, from which windows are read.
+    pub file: File,
+    /// Digest of the blob.
+    pub digest: Digest,
+    /// Where it came from.
+    pub origin: IndexOrigin,
+    /// Whether the layer can only be read from its beginning.
+    pub streamed: bool,
+    /// The table of contents, shared.
+    pub toc: Arc<Vec<ztoc::TocEntry>>,
+}
+
+/// An index cannot be stored or read.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreIndexError {
+    /// The disk.
+    #[error("index store: {}", path.display())]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The bytes are no zTOC of this layer.
+    #[error("the index of layer {layer} is unusable: {why}")]
+    Unusable {
+        /// The layer.
+        layer: Digest,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+impl IndexStore {
+    /// Opens the store in `dir`, which is made if it is not there.
+    ///
+    /// # Errors
+    /// When the folder cannot be made.
+    pub fn open(dir: &Path) -> Result<Self, StoreIndexError> {
+        fs::create_dir_all(dir)
+            .map_err(|source| StoreIndexError::Io { path: dir.to_owned(), source })?;
+        Ok(Self { dir: dir.to_owned() })
+    }
+
+    /// The index of `layer`, if there is one. One that is damaged is removed.
+    ///
+    /// # Errors
+    /// When the disk cannot be read.
+    pub fn load(&self, layer: &Digest) -> Result<Option<StoredIndex>, StoreIndexError> {
+        let (path, note) = self.paths(layer);
+        let note = match fs::read(&note) {
+            Ok(note) => note,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreIndexError::Io { path: note, source }),
+        };
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(source) => return Err(StoreIndexError::Io { path, source }),
+        };
+        match Self::parse(layer, &note, &bytes) {
+            Ok((note, mut ztoc)) => {
+                let file =
+                    File::open(&path).map_err(|source| StoreIndexError::Io { path, source })?;
+                let toc = Arc::new(std::mem::take(&mut ztoc.toc));
+                let Note { ztoc: digest, origin, streamed } = note;
+                Ok(Some(StoredIndex { ztoc, file, digest, origin, streamed, toc }))
+            }
+            Err(err) => {
+                tracing::warn!(%layer, error = %err, "stored index dropped");
+                self.remove(layer)?;
+                Ok(None)
+            }
+        }
+    }
+
+    fn parse(layer: &Digest, note: &[u8], bytes: &[u8]) -> Result<(Note, Ztoc), StoreIndexError> {
+        let unusable = |why: String| StoreIndexError::Unusable { layer: *layer, why };
+        let note: Note = serde_json::from_slice(note).map_err(|err| unusable(err.to_string()))?;
+        if Digest::of(bytes) != note.ztoc {
+            return Err(unusable("its bytes have changed".to_owned()));
+        }
+        let ztoc =
+            Ztoc::parse(bytes, &Limits::default()).map_err(|err| unusable(err.to_string()))?;
+        Ok((note, ztoc))
+    }
+
+    /// Stores the index of `layer`, whose blob has `layer_size` bytes; it replaces an older one.
+    ///
+    /// # Errors
+    /// When the bytes are no zTOC for a layer of this size, or the disk refuses them.
+    pub fn save(
+        &self,
+        layer: &Digest,
+        layer_size: u64,
+        bytes: &[u8],
+        origin: IndexOrigin,
+    ) -> Result<StoredIndex, StoreIndexError> {
+        let unusable = |why: String| StoreIndexError::Unusable { layer: *layer, why };
+        let ztoc =
+            Ztoc::parse(bytes, &Limits::default()).map_err(|err| unusable(err.to_string()))?;
+        if ztoc.compressed_size != layer_size {
+            let size = ztoc.compressed_size;
+            return Err(unusable(format!(
+                "it is made for a blob of {size} bytes, this has {layer_size}"
+            )));
+        }
+        self.write(layer, bytes, &Note { ztoc: Digest::of(bytes), origin, streamed: false })?;
+        self.reload(layer)
+    }
+
+    /// Stores what is known of a layer that can only be read from its beginning: `bytes` is a zTOC
+    /// of its uncompressed tar.
+    ///
+    /// # Errors
+    /// When the disk refuses it.
+    pub fn save_streamed(
+        &self,
+        layer: &Digest,
+        bytes: &[u8],
+    ) -> Result<StoredIndex, StoreIndexError> {
+        let note = Note { ztoc: Digest::of(bytes), origin: IndexOrigin::Built, streamed: true };
+        self.write(layer, bytes, &note)?;
+        self.reload(layer)
+    }
+
+    fn reload(&self, layer: &Digest) -> Result<StoredIndex, StoreIndexError> {
+        self.load(layer)?.ok_or_else(|| StoreIndexError::Unusable {
+            layer: *layer,
+            why: "it was gone again at once".to_owned(),
+        })
+    }
+
+    /// The note is written last: without it the zTOC does not count.
+    fn write(&self, layer: &Digest, bytes: &[u8], note: &Note) -> Result<(), StoreIndexError> {
+        let (path, note_path) = self.paths(layer);
+        let note = serde_json::to_vec(note).map_err(|err| StoreIndexError::Io {
+            path: note_path.clone(),
+            source: io::Error::other(err),
+        })?;
+        for (path, bytes) in [(path, bytes), (note_path, &note)] {
+            replace(&path, bytes).map_err(|source| StoreIndexError::Io { path, source })?;
+        }
+        Ok(())
+    }
+
+    /// Forgets the index of `layer`; that there is none is no error.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn remove(&self, layer: &Digest) -> Result<bool, StoreIndexError> {
+        let (path, note) = self.paths(layer);
+        let mut removed = false;
+        for path in [note, path] {
+            match fs::remove_file(&path) {
+                Ok(()) => removed = true,
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+                Err(source) => return Err(StoreIndexError::Io { path, source }),
+            }
+        }
+        Ok(removed)
+    }
+
+    /// The layers that have an index, in the order of their digests.
+    ///
+    /// # Errors
+    /// When the folder cannot be read.
+    pub fn list(&self) -> Result<Vec<Digest>, StoreIndexError> {
+        let failed = |source| StoreIndexError::Io { path: self.dir.clone(), source };
+        let mut layers = Vec::new();
+        for entry in fs::read_dir(&self.dir).map_err(failed)? {
+            let name = entry.map_err(failed)?.file_name();
+            let hex = name.to_str().and_then(|name| name.strip_suffix(".json"));
+            layers.extend(hex.and_then(|hex| format!("sha256:{hex}").parse::<Digest>().ok()));
+        }
+        layers.sort();
+        Ok(layers)
+    }
+
+    /// The blob of a stored zTOC.
+    ///
+    /// # Errors
+    /// When it cannot be read.
+    pub fn blob(&self, layer: &Digest) -> Result<Vec<u8>, StoreIndexError> {
+        let (path, _) = self.paths(layer);
+        fs::read(&path).map_err(|source| StoreIndexError::Io { path, source })
+    }
+
+    fn paths(&self, layer: &Digest) -> (PathBuf, PathBuf) {
+        let hex = layer.hex();
+        (self.dir.join(format!("{hex}.ztoc")), self.dir.join(format!("{hex}.json")))
+    }
+}
+
+/// Writes a file that is either the old one or the new one, also after a crash.
+fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    let tmp = path.with_extension("new");
+    let mut file = File::create(&tmp)?;
+    file.write_all(bytes)?;
+    file.sync_all()?;
+    fs::rename(&tmp, path)
+}
