@@ -1,0 +1,196 @@
+//! Which back ends work here, found out by using each once on a file of one block.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use fuse::{BytesThen, Connection, Session, SessionOptions, TreeFs};
+use rustix::event::{PollFd, PollFlags, poll};
+use sys::fanotify::Group;
+use sys::journal::Journal;
+use sys::loop_device::LoopDevice;
+use sys::mount::Unmount;
+use tree::Tree;
+use ztoc::{EntryKind, Mtime, TocEntry};
+
+use crate::error::BackendError;
+use crate::front_ends::{fuse_options, in_full};
+use crate::record::Backend;
+use crate::served;
+
+/// What works, and why the rest does not.
+#[derive(Debug, Clone)]
+pub struct Probe {
+    results: Vec<(Backend, Result<(), String>)>,
+}
+
+impl Probe {
+    /// Tries every back end in `dir`, which is emptied.
+    pub(crate) fn run(dir: &Path) -> Self {
+        let attempt = |backend: Backend| {
+            let result =
+                Ground::new(&dir.join(backend.to_string())).and_then(|ground| match backend {
+                    Backend::Erofs => ground.erofs(),
+                    Backend::ErofsLoop => ground.erofs_loop(),
+                    Backend::Fuse => ground.fuse(),
+                });
+            let result = result.map_err(|err| in_full(&err));
+            tracing::info!(%backend, works = result.is_ok(), why_not = result.as_ref().err(), "back end tried");
+            (backend, result)
+        };
+        Self { results: Backend::ALL.into_iter().map(attempt).collect() }
+    }
+
+    /// Why `backend` does not work, or `None` if it does.
+    #[must_use]
+    pub fn why_not(&self, backend: Backend) -> Option<&str> {
+        let found = self.results.iter().find(|(tried, _)| *tried == backend);
+        found.and_then(|(_, result)| result.as_ref().err()).map(String::as_str)
+    }
+
+    /// Why each of those that do not work does not.
+    pub(crate) fn reasons(&self) -> String {
+        let reason = |(backend, result): &(Backend, Result<(), String>)| {
+            result.as_ref().err().map(|why| format!("{backend}: {why}"))
+        };
+        self.results.iter().filter_map(reason).collect::<Vec<_>>().join("; ")
+    }
+
+    /// The back ends that work, the best first.
+    pub fn working(&self) -> impl Iterator<Item = Backend> + '_ {
+        self.results.iter().filter(|(_, result)| result.is_ok()).map(|(backend, _)| *backend)
+    }
+}
+
+/// A folder with an image of one file, and a place to mount it; gone when dropped.
+struct Ground {
+    dir: PathBuf,
+    tree: Arc<Tree>,
+}
+
+impl Ground {
+    fn new(dir: &Path) -> Result<Self, BackendError> {
+        let failed = |source| BackendError::io("preparing", dir, source);
+        fs::create_dir_all(dir.join("mnt")).map_err(failed)?;
+        let layer = [entry(b"file", EntryKind::File, CONTENT.len() as u64)];
+        let tree = Tree::merge(&[&layer], &tree::Limits::default());
+        let tree = tree.map_err(|err| failed(io::Error::other(err)))?;
+        let mut image = Vec::new();
+        let device = erofs::Device { tag: "probe".to_owned(), bytes: CONTENT.len() as u64 };
+        erofs::write_image(&tree, &[device], &mut image)?;
+        fs::write(dir.join("image"), image).map_err(failed)?;
+        Ok(Self { dir: dir.to_owned(), tree: Arc::new(tree) })
+    }
+
+    /// A sparse file, filled when the kernel says that it is about to be read.
+    fn erofs(&self) -> Result<(), BackendError> {
+        let (group, journal) = (
+            Group::new().map_err(crate::PreContentError::Group)?,
+            Journal::create(4).map_err(crate::PreContentError::Journal)?,
+        );
+        let data = self.data()?;
+        data.set_len(CONTENT.len() as u64)?;
+        group.mark(data.as_fd())?;
+        let device = PathBuf::from(format!("/proc/self/fd/{}", data.as_raw_fd()));
+        sys::mount::mount_erofs(&self.dir.join("image"), &[device], &self.target())?;
+        let path = self.target().join("file");
+        let reader =
+            thread::Builder::new().name("probe".to_owned()).spawn(move || fs::read(path))?;
+        let mut fds = [PollFd::from_borrowed_fd(group.as_fd(), PollFlags::IN)];
+        let timeout = rustix::event::Timespec::try_from(PATIENCE).unwrap_or_default();
+        poll(&mut fds, Some(&timeout)).map_err(io::Error::from)?;
+        if let Some(event) = group.read_event(&journal)? {
+            data.write_all_at(CONTENT, 0)?;
+            event.allow()?;
+        }
+        // Without an event the reader got zeros; when the group goes, it is let go in any case.
+        drop(group);
+        let read = reader.join().map_err(|_panicked| io::Error::other("the reader died"))?;
+        expect_content(&read?)
+    }
+
+    fn erofs_loop(&self) -> Result<(), BackendError> {
+        let data = self.data()?;
+        data.write_all_at(CONTENT, 0)?;
+        let image = File::open(self.dir.join("image"))?;
+        let data = LoopDevice::attach(data.as_fd(), served::options(CONTENT.len() as u64))?;
+        let image = LoopDevice::attach(image.as_fd(), served::options(image.metadata()?.len()))?;
+        sys::mount::mount_erofs(image.path(), &[data.path().to_owned()], &self.target())?;
+        expect_content(&fs::read(self.target().join("file"))?)
+    }
+
+    fn fuse(&self) -> Result<(), BackendError> {
+        let connection = Connection::mount(
+            &self.target(),
+            &fuse_options("hermes-probe", fuse::Access::Mounter),
+        )?;
+        let data = self.data()?;
+        data.write_all_at(CONTENT, 0)?;
+        let fs = Arc::new(TreeFs::new(Arc::clone(&self.tree), Arc::new(OneFile(data))));
+        let session =
+            Session::start(connection, fs, &SessionOptions { threads: 1, negotiated: None })?;
+        let read = fs::read(self.target().join("file"));
+        drop(session);
+        expect_content(&read?)
+    }
+
+    fn data(&self) -> io::Result<File> {
+        File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(self.dir.join("data"))
+    }
+
+    fn target(&self) -> PathBuf {
+        self.dir.join("mnt")
+    }
+}
+
+impl Drop for Ground {
+    fn drop(&mut self) {
+        // EINVAL: nothing was mounted.
+        sys::mount::unmount(&self.target(), Unmount::Detach).ok();
+        fs::remove_dir_all(&self.dir).ok();
+    }
+}
+
+struct OneFile(File);
+
+impl fuse::Bytes for OneFile {
+    fn read(&self, _layer: u32, range: std::ops::Range<u64>, then: BytesThen) {
+        then(Ok((&self.0, range.start)));
+    }
+}
+
+fn entry(name: &[u8], kind: EntryKind, size: u64) -> TocEntry {
+    TocEntry {
+        name: name.to_vec(),
+        kind,
+        offset: 0,
+        size,
+        linkname: Vec::new(),
+        mode: 0o644,
+        uid: 0,
+        gid: 0,
+        uname: Vec::new(),
+        gname: Vec::new(),
+        mtime: Mtime::default(),
+        device: (0, 0),
+        pax: Vec::new(),
+        sparse: None,
+    }
+}
+
+fn expect_content(found: &[u8]) -> Result<(), BackendError> {
+    if found == CONTENT { Ok(()) } else { Err(BackendError::WrongBytes) }
+}
+
+const CONTENT: &[u8] = &[b'h'; 4096];
+const PATIENCE: Duration = Duration::from_secs(5);

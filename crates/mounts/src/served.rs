@@ -1,0 +1,270 @@
+//! Layers as files of one FUSE mount, with a loop device over each: what EROFS reads where the
+//! kernel has no pre-content events.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+
+use fill::{Gate, Layer};
+use fuse::{
+    BytesThen, Connection, Errno, Ino, LayerFile, LayersFs, Negotiated, Session, SessionOptions,
+};
+use oci::Digest;
+use parking_lot::{Mutex, RwLock};
+use sys::fanotify::FileId;
+use sys::loop_device::{Access, Caching, LoopDevice, LoopOptions, OnLastClose};
+
+use crate::error::BackendError;
+use crate::front_ends::{fuse_options, raise_read_ahead};
+use crate::holding::Holding;
+
+/// The served folder and the loop devices over its files.
+pub(crate) struct Served {
+    dir: PathBuf,
+    fs: Arc<LayersFs>,
+    files: Arc<Files>,
+    session: Session,
+    /// The device number of the served folder.
+    device: u64,
+    devices: Mutex<HashMap<Digest, Device>>,
+}
+
+impl std::fmt::Debug for Served {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Served").field("dir", &self.dir).finish_non_exhaustive()
+    }
+}
+
+/// One layer's loop device.
+#[derive(Debug)]
+struct Device {
+    path: PathBuf,
+    users: usize,
+    /// Keeps the device until EROFS has it: one that nobody has open goes at once.
+    opened: Option<LoopDevice>,
+}
+
+/// The layers behind the files, by the numbers that the file system has for them.
+#[derive(Default)]
+struct Files(RwLock<HashMap<u32, Arc<Layer>>>);
+
+impl Files {
+    /// Adds a layer under a number that is free.
+    fn insert(&self, layer: &Arc<Layer>) -> u32 {
+        let mut files = self.0.write();
+        let free = (0..).find(|number| !files.contains_key(number)).unwrap_or_default();
+        files.insert(free, Arc::clone(layer));
+        free
+    }
+}
+
+impl fuse::Bytes for Files {
+    fn read(&self, layer: u32, range: Range<u64>, then: BytesThen) {
+        let layer = self.0.read().get(&layer).cloned();
+        match layer {
+            Some(layer) => crate::bytes::read(&layer, range, then),
+            None => then(Err(Errno::IO)),
+        }
+    }
+}
+
+impl Served {
+    /// Serves on `dir`: goes on with `held`, a predecessor's connection, or mounts anew.
+    pub(crate) fn start(
+        dir: &Path,
+        held: Option<(Connection, Option<Negotiated>)>,
+        holding: &Holding,
+    ) -> Result<Self, BackendError> {
+        let files = Arc::new(Files::default());
+        let fs = Arc::new(LayersFs::new(Arc::clone(&files) as Arc<dyn fuse::Bytes>));
+        let (connection, negotiated) = match held {
+            Some((connection, note)) => (connection, note),
+            None => {
+                fs::create_dir_all(dir)
+                    .map_err(|source| BackendError::io("making", dir, source))?;
+                (
+                    Connection::mount(
+                        dir,
+                        &fuse_options("hermes-layers", fuse::Access::Everybody),
+                    )?,
+                    None,
+                )
+            }
+        };
+        let fresh = negotiated.is_none();
+        let options = SessionOptions { threads: THREADS, negotiated };
+        let session =
+            Session::start(connection, Arc::clone(&fs) as Arc<dyn fuse::Filesystem>, &options)?;
+        if fresh {
+            let note = session.negotiated().to_bytes();
+            holding.put(SERVED, &note, session.connection().as_fd())?;
+            raise_read_ahead(dir);
+        }
+        let device =
+            fs::metadata(dir).map_err(|source| BackendError::io("looking at", dir, source))?.dev();
+        Ok(Self { dir: dir.to_owned(), fs, files, session, device, devices: Mutex::default() })
+    }
+
+    /// A loop device over `layer`, made if there is none. Each call needs one
+    /// [`release`](Self::release).
+    pub(crate) fn attach(&self, layer: &Arc<Layer>) -> Result<PathBuf, BackendError> {
+        let mut devices = self.devices.lock();
+        if let Some(device) = devices.get_mut(layer.digest()) {
+            device.users += 1;
+            return Ok(device.path.clone());
+        }
+        let (name, size) = self.serve(layer)?;
+        let path = self.dir.join(name);
+        let file =
+            File::open(&path).map_err(|source| BackendError::io("opening", &path, source))?;
+        // Through the page cache of the served file one missing block would hold up every other read.
+        let direct = LoopOptions { caching: Caching::Direct, ..options(size) };
+        let device = LoopDevice::attach(file.as_fd(), direct)?;
+        device.set_read_ahead(READ_AHEAD_KIB).ok();
+        let path = device.path().to_owned();
+        let opened = Some(device);
+        devices.insert(*layer.digest(), Device { path: path.clone(), users: 1, opened });
+        Ok(path)
+    }
+
+    /// After a restart: serves `layer` again under the device that a predecessor made, if it still
+    /// exists.
+    pub(crate) fn adopt(&self, layer: &Arc<Layer>, path: &Path) -> Result<(), BackendError> {
+        let mut devices = self.devices.lock();
+        if let Some(device) = devices.get_mut(layer.digest()) {
+            device.users += 1;
+            return Ok(());
+        }
+        self.serve(layer)?;
+        let device = Device { path: path.to_owned(), users: 1, opened: None };
+        devices.insert(*layer.digest(), device);
+        Ok(())
+    }
+
+    /// After the mount: once the layer is sealed, its real file is put under the device.
+    pub(crate) fn mounted(&self, layer: &Arc<Layer>) {
+        let (path, opened) = match self.devices.lock().get_mut(layer.digest()) {
+            Some(device) => (device.path.clone(), device.opened.take()),
+            None => return,
+        };
+        if let Some(opened) = opened {
+            opened.into_persistent();
+        }
+        let served = self.file_id(layer);
+        layer.add_gate(Arc::new(Swap { layer: Arc::downgrade(layer), device: path, served }));
+    }
+
+    /// One mount less uses the layer. The device goes with its last mount.
+    pub(crate) fn release(&self, layer: &Layer) {
+        let mut devices = self.devices.lock();
+        if let Some(device) = devices.get_mut(layer.digest()) {
+            device.users -= 1;
+            if device.users == 0 {
+                devices.remove(layer.digest());
+                self.fs.remove(ino(layer));
+                self.files.0.write().retain(|_, served| served.digest() != layer.digest());
+            }
+        }
+    }
+
+    /// Ends the mount of the served folder; loop devices that are in use keep it alive.
+    pub(crate) fn unmount(self, holding: &Holding) {
+        let Self { dir, session, .. } = self;
+        if let Err(err) = sys::mount::unmount(&dir, sys::mount::Unmount::Detach) {
+            tracing::warn!(dir = %dir.display(), error = %err, "served layers stay mounted");
+        }
+        drop(session);
+        holding.remove(SERVED);
+    }
+
+    /// Whether any layer is served.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.devices.lock().is_empty()
+    }
+
+    fn serve(&self, layer: &Arc<Layer>) -> Result<(String, u64), BackendError> {
+        let (len, size) = (layer.bytes(), layer.bytes().next_multiple_of(512));
+        let name = layer.digest().hex();
+        let number = self.files.insert(layer);
+        let file = LayerFile {
+            ino: ino(layer),
+            name: name.clone().into_bytes(),
+            layer: number,
+            len,
+            size,
+        };
+        self.fs.add(file)?;
+        Ok((name, size))
+    }
+
+    /// Whether the loop device at `path` still shows a layer of ours: somebody reads it.
+    pub(crate) fn is_ours(&self, path: &Path, layer: &Layer) -> bool {
+        let below = LoopDevice::open(path).ok().and_then(|device| device.status().ok());
+        below.is_some_and(|below| {
+            below.file == self.file_id(layer)
+                || FileId::of(layer.data().as_fd()).is_ok_and(|id| id == below.file)
+        })
+    }
+
+    fn file_id(&self, layer: &Layer) -> FileId {
+        FileId { dev: self.device, ino: ino(layer).0 }
+    }
+}
+
+/// The inode number of a layer's file: the same for every daemon, so that the kernel's pages stay
+/// valid. [`LayersFs::add`] refuses two layers with the same one.
+fn ino(layer: &Layer) -> Ino {
+    let [a, b, c, d, e, f, g, h, ..] = *layer.digest().as_bytes();
+    Ino((u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1) | 2)
+}
+
+/// Puts the real file of a whole layer under its loop device.
+struct Swap {
+    layer: Weak<Layer>,
+    device: PathBuf,
+    /// The file that we put under the device; if another one is there, so is another device.
+    served: FileId,
+}
+
+impl Gate for Swap {
+    fn sealed(&self) {
+        let Some(layer) = self.layer.upgrade() else { return };
+        if let Err(err) = self.swap(&layer) {
+            // Reads go on through us, as before.
+            tracing::warn!(layer = %layer.digest(), device = %self.device.display(), error = %err, "sealed layer stays served");
+        }
+    }
+}
+
+impl Swap {
+    fn swap(&self, layer: &Layer) -> io::Result<()> {
+        let device = LoopDevice::open(&self.device).map_err(io::Error::other)?;
+        if device.status()?.file != self.served {
+            return Ok(());
+        }
+        let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(layer.data()));
+        device.change_fd(File::open(path)?.as_fd())
+    }
+}
+
+/// How a layer's file, or an image's metadata, is shown as a device that goes with its last mount.
+pub(crate) fn options(size: u64) -> LoopOptions {
+    LoopOptions {
+        access: Access::ReadOnly,
+        block_size: 512,
+        size_limit: Some(size.next_multiple_of(512)),
+        on_last_close: OnLastClose::Detach,
+        ..LoopOptions::default()
+    }
+}
+
+/// What the keeper calls the connection.
+pub(crate) const SERVED: &str = "served";
+
+const THREADS: usize = 2;
+const READ_AHEAD_KIB: u32 = 512;
