@@ -1,0 +1,419 @@
+//! The process behind the mounts of one root folder.
+
+mod cache_requests;
+mod images;
+mod ingest;
+mod report;
+mod server;
+mod source;
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use artifacts::{Image, IndexStore, Origin, StoredIndex, find_indexes};
+use fill::{Engine, EngineOptions, Layer, LayerSpec};
+use mounts::{Backend, FrontEnds, Holding, MountState, layer_name};
+use oci::{Digest, Platform};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+
+use self::images::{ImageRecord, LoadedImage, merge, shape_of};
+use self::source::Blob;
+use crate::args::{DaemonArguments, DaemonTuning, GlobalArguments};
+use crate::protocol::{Access, MountRequest};
+
+pub(crate) use self::report::{ExplainReport, MountReport, ProcessReport, StatusReport};
+
+/// Everything that serves the mounts of a root folder.
+struct Daemon {
+    root: PathBuf,
+    engine: Engine,
+    store: cache::Store,
+    indexes: IndexStore,
+    front_ends: FrontEnds,
+    keeper: Mutex<Arc<keeper::Client>>,
+    clients: Mutex<HashMap<Access, registry::Client>>,
+    layers: Mutex<HashMap<Digest, Arc<Layer>>>,
+    images: Mutex<HashMap<Digest, Arc<LoadedImage>>>,
+    /// One image is made ready at a time, so that two mounts of it do not stream it twice.
+    preparing: tokio::sync::Mutex<()>,
+}
+
+/// Tells somebody how far a mount has come: what, how much of it, of how much.
+type Progress<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
+
+/// Runs the daemon until it is told to stop.
+pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Result<()> {
+    fs::create_dir_all(&common.root)
+        .with_context(|| format!("making {}", common.root.display()))?;
+    let root = fs::canonicalize(&common.root)?;
+    let _lock = lock(&root)?;
+    let respawn = !arguments.no_respawn;
+    let keeper = Arc::new(keep(common, &root, &arguments.tuning, respawn)?);
+    let holding =
+        Arc::new(Holding::new(Arc::clone(&keeper)).context("asking the keeper what it holds")?);
+    let (front_ends, orphans) =
+        FrontEnds::start(&root, Arc::clone(&holding)).context("starting")?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+    let daemon =
+        Arc::new(Daemon::new(&root, front_ends, keeper, &arguments.tuning, runtime.handle())?);
+    daemon.adopt_all(&holding)?;
+    daemon.front_ends.listen(orphans)?;
+    let options =
+        server::ServerOptions { common: common.clone(), tuning: arguments.tuning.clone(), respawn };
+    let ready = arguments.ready_on_stdin;
+    runtime.block_on(server::serve(Arc::clone(&daemon), holding, options, ready))?;
+    runtime.shutdown_timeout(Duration::from_secs(1));
+    Ok(())
+}
+
+/// One daemon a root folder.
+fn lock(root: &Path) -> Result<File> {
+    let path = root.join("daemon.lock");
+    let file = File::options().create(true).truncate(false).write(true).open(&path);
+    let file = file.with_context(|| format!("opening {}", path.display()))?;
+    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(file),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            bail!("another daemon serves {}; `hermes status` shows it", root.display())
+        }
+        Err(err) => Err(err).with_context(|| format!("locking {}", path.display())),
+    }
+}
+
+/// Connects to the keeper of `root`, and starts one if there is none.
+fn keep(
+    common: &GlobalArguments,
+    root: &Path,
+    tuning: &DaemonTuning,
+    respawn: bool,
+) -> Result<keeper::Client> {
+    let socket = root.join("keeper.sock");
+    let client = match keeper::Client::connect(&socket) {
+        Ok(client) => client,
+        Err(_nobody) => {
+            let mut command = crate::spawn::keeper(common, root, tuning, respawn)?;
+            keeper::start(&mut command, &socket).context("starting the keeper")?
+        }
+    };
+    client.daemon().context("greeting the keeper")?;
+    Ok(client)
+}
+
+impl Daemon {
+    fn new(
+        root: &Path,
+        front_ends: FrontEnds,
+        keeper: Arc<keeper::Client>,
+        tuning: &DaemonTuning,
+        runtime: &Handle,
+    ) -> Result<Self> {
+        let boot_id =
+            fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the boot id")?;
+        let options =
+            cache::StoreOptions { quota: tuning.quota, boot_id: boot_id.trim().to_owned() };
+        let store =
+            cache::Store::open(&root.join("cache"), options).context("opening the cache")?;
+        let indexes = IndexStore::open(&root.join("index"))?;
+        let store_of_indexes = indexes.clone();
+        let tell = move |event| match event {
+            fill::Event::Sealed { .. } => {}
+            fill::Event::Revoked { layer, .. } => {
+                if let Err(err) = store_of_indexes.remove(&layer) {
+                    tracing::error!(%layer, error = %err, "revoked index stays on disk");
+                }
+            }
+        };
+        Ok(Self {
+            root: root.to_owned(),
+            engine: Engine::start(EngineOptions::default(), runtime, Box::new(tell))
+                .context("starting the engine")?,
+            store,
+            indexes,
+            front_ends,
+            keeper: Mutex::new(keeper),
+            clients: Mutex::default(),
+            layers: Mutex::default(),
+            images: Mutex::default(),
+            preparing: tokio::sync::Mutex::default(),
+        })
+    }
+
+    /// Takes over every mount of a predecessor. No registry is asked.
+    fn adopt_all(&self, holding: &Holding) -> Result<()> {
+        let records = self.front_ends.records().context("reading the records of mounts")?;
+        for record in &records {
+            if self.front_ends.were_abandoned(record.backend) {
+                self.condemn(&record.layers);
+            }
+        }
+        for record in records {
+            let (id, dir) = (record.id.clone(), record.dir.clone());
+            let adopted = self.load(&record.manifest, holding).and_then(|image| {
+                Ok((self.front_ends.adopt(record, &image.to_mount(&self.root))?, image))
+            });
+            match adopted {
+                Ok((MountState::Gone, _)) => {}
+                Ok((state, image)) => {
+                    tracing::info!(dir = %dir.display(), ?state, "mount taken over");
+                    self.complete(&image);
+                }
+                Err(err) => {
+                    let error = crate::failure::in_full(&err);
+                    tracing::error!(id, dir = %dir.display(), error, "mount cannot be taken over; its readers wait");
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes sure that nobody gets zeros from the unfinished layers of an abandoned mount, and that
+    /// new mounts start with files of their own.
+    fn condemn(&self, layers: &[Digest]) {
+        for digest in layers {
+            let layer = match self.store.stored(digest) {
+                Ok(Some(layer)) if !layer.is_sealed() => layer,
+                Ok(_) => continue,
+                Err(err) => {
+                    tracing::error!(layer = %digest, error = %err, "layer of an abandoned mount cannot be opened");
+                    continue;
+                }
+            };
+            if let Err(err) = self.front_ends.condemn(digest, layer.data()) {
+                tracing::error!(layer = %digest, error = %err, "layer of an abandoned mount cannot be closed off");
+            }
+            drop(layer);
+            if let Err(err) = self.store.quarantine(digest, "daemon and keeper died together") {
+                tracing::error!(layer = %digest, error = %err, "layer cannot be put aside");
+            }
+        }
+    }
+
+    /// An image that was mounted before, from what is written down of it.
+    fn load(&self, manifest: &Digest, holding: &Holding) -> Result<Arc<LoadedImage>> {
+        if let Some(image) = self.images.lock().get(manifest) {
+            return Ok(Arc::clone(image));
+        }
+        let record = ImageRecord::load(&self.root, manifest)?;
+        let image = record.image()?;
+        let origin = Origin::open(&record.image_name()?, &self.client(&record.access))?;
+        let mut indexes = Vec::new();
+        for layer in &image.layers {
+            let stored = self.indexes.load(&layer.digest)?;
+            indexes.push(
+                stored.with_context(|| format!("the index of layer {} is gone", layer.digest))?,
+            );
+        }
+        self.assemble(record, &image, &origin, indexes, Some(holding))
+    }
+
+    /// Puts an image's layers into the engine.
+    fn assemble(
+        &self,
+        record: ImageRecord,
+        image: &Image,
+        origin: &Origin,
+        indexes: Vec<StoredIndex>,
+        holding: Option<&Holding>,
+    ) -> Result<Arc<LoadedImage>> {
+        let tree = merge(&indexes)?;
+        let mut layers = Vec::new();
+        for (layer, index) in image.layers.iter().zip(indexes) {
+            layers.push(self.engine_layer(
+                layer,
+                index,
+                (origin, record.tuning.deadline),
+                holding,
+            )?);
+        }
+        let manifest = record.descriptor.digest;
+        let loaded = Arc::new(LoadedImage { record, tree, layers });
+        self.images.lock().insert(manifest, Arc::clone(&loaded));
+        Ok(loaded)
+    }
+
+    fn engine_layer(
+        &self,
+        layer: &artifacts::ImageLayer,
+        index: StoredIndex,
+        (origin, deadline): (&Origin, Duration),
+        holding: Option<&Holding>,
+    ) -> Result<Arc<Layer>> {
+        let mut layers = self.layers.lock();
+        if let Some(known) = layers.get(&layer.digest) {
+            return Ok(Arc::clone(known));
+        }
+        let held = holding.and_then(|holding| holding.get(&layer_name(&layer.digest)));
+        let cached = self.store.layer(&layer.digest, shape_of(&index), held.map(|(_, fd)| fd))?;
+        if let Some(why) = cached.discarded() {
+            tracing::warn!(layer = %layer.digest, %why, "cached bytes of a layer are not used");
+        }
+        let spec = LayerSpec {
+            digest: layer.digest,
+            diff_id: layer.diff_id,
+            spans: Arc::new(index.ztoc.spans),
+            toc: index.toc,
+            ztoc: index.file,
+            cache: cached,
+            source: Arc::new(Blob { origin: origin.clone(), digest: layer.digest }),
+            deadline,
+        };
+        let added = self.engine.add(spec);
+        layers.insert(layer.digest, Arc::clone(&added));
+        Ok(added)
+    }
+
+    /// Mounts an image; the answer is what `status` says of the mount.
+    async fn mount(&self, request: &MountRequest, progress: Progress<'_>) -> Result<MountReport> {
+        let name = request.image.parse()?;
+        let origin = Origin::open(&name, &self.client(&request.access))?;
+        progress("resolving", 0, 0);
+        let image = origin.resolve(&platform(request.platform.as_deref())?).await?;
+        let loaded = {
+            let _one_at_a_time = self.preparing.lock().await;
+            self.prepare(&origin, &image, request, progress).await?
+        };
+        let (dir, backend) = (request.dir.clone(), request.backend);
+        let to_mount = loaded.to_mount(&self.root);
+        let record = self.front_ends.mount(&to_mount, &dir, backend)?;
+        self.complete(&loaded);
+        let mounted = mounts::Mounted { record, state: MountState::Served };
+        Ok(report::of_mount(&mounted, Some(&loaded)))
+    }
+
+    /// Loads an image: with its indexes where there are any, else by streaming its layers.
+    async fn prepare(
+        &self,
+        origin: &Origin,
+        image: &Image,
+        request: &MountRequest,
+        progress: Progress<'_>,
+    ) -> Result<Arc<LoadedImage>> {
+        if let Some(known) = self.images.lock().get(&image.descriptor.digest) {
+            return Ok(Arc::clone(known));
+        }
+        let found = find_indexes(origin, image, &self.indexes).await?;
+        let mut indexes = Vec::new();
+        let (done, total) = (Mutex::new(0), image.bytes());
+        for (layer, index) in image.layers.iter().zip(found.layers) {
+            let usable = match index {
+                // Without checkpoints the spans are of the tar, not of the blob: it must be here whole.
+                Some(index) if index.streamed && !self.is_whole(layer, &index)? => None,
+                index => index,
+            };
+            indexes.push(match usable {
+                Some(index) => index,
+                None => {
+                    let count = |bytes| {
+                        let mut done = done.lock();
+                        *done += bytes;
+                        progress("streaming layers without an index", *done, total);
+                    };
+                    let incoming = self.root.join("incoming");
+                    let ingested = ingest::ingest(
+                        origin,
+                        layer,
+                        &self.indexes,
+                        &self.store,
+                        &incoming,
+                        &count,
+                    );
+                    ingested.await?
+                }
+            });
+        }
+        let record = ImageRecord::new(image, &request.access, request.tuning, &found.reason);
+        record.save(&self.root).context("writing down the image")?;
+        self.assemble(record, image, origin, indexes, None)
+    }
+
+    fn is_whole(&self, layer: &artifacts::ImageLayer, index: &StoredIndex) -> Result<bool> {
+        Ok(self.store.layer(&layer.digest, shape_of(index), None)?.is_sealed())
+    }
+
+    /// Starts what is done without anybody asking: small layers whole, then everything.
+    fn complete(&self, image: &LoadedImage) {
+        if !image.record.tuning.complete {
+            return;
+        }
+        for layer in &image.layers {
+            layer.mounted();
+        }
+        for layer in &image.layers {
+            layer.complete();
+        }
+    }
+
+    fn umount(&self, dir: &Path, lazy: bool) -> Result<()> {
+        let how = if lazy { sys::mount::Unmount::Detach } else { sys::mount::Unmount::Now };
+        self.front_ends.unmount(dir, how)?;
+        self.reap();
+        Ok(())
+    }
+
+    /// Lets go of mounts that nobody uses any more, and of images that no mount uses.
+    fn reap(&self) {
+        self.front_ends.reap();
+        let mounts = self.front_ends.list();
+        let mut images = self.images.lock();
+        images.retain(|manifest, _| mounts.iter().any(|mount| mount.record.manifest == *manifest));
+        let used =
+            |digest: &Digest| mounts.iter().any(|mount| mount.record.layers.contains(digest));
+        self.layers.lock().retain(|digest, layer| {
+            let keep = used(digest);
+            if !keep {
+                self.engine.remove(layer);
+            }
+            keep
+        });
+    }
+
+    fn client(&self, access: &Access) -> registry::Client {
+        let mut clients = self.clients.lock();
+        clients.entry(access.clone()).or_insert_with(|| crate::registries::client(access)).clone()
+    }
+
+    /// Makes what is in memory durable, and says goodbye.
+    fn stop(&self) {
+        for layer in self.layers.lock().values() {
+            if let Err(err) = layer.flush() {
+                tracing::warn!(layer = %layer.digest(), error = %err, "layer is checked at the next start");
+            }
+        }
+        let keeper = self.keeper.lock();
+        if let Err(err) = keeper.goodbye() {
+            tracing::warn!(error = %err, "the keeper was not told that the daemon ends");
+        }
+    }
+
+    fn has_mounts(&self) -> bool {
+        !self.front_ends.list().is_empty()
+    }
+}
+
+/// The platform that was asked for, or this machine's.
+pub(crate) fn platform(text: Option<&str>) -> Result<Platform> {
+    let Some(text) = text else { return Ok(Platform::host()) };
+    let mut parts = text.split('/');
+    match (parts.next(), parts.next(), parts.next(), parts.next()) {
+        (Some(os), Some(architecture), variant, None) => {
+            let variant = variant.map(str::to_owned);
+            Ok(Platform { variant, ..Platform::new(os, architecture) })
+        }
+        _ => bail!("`{text}` is no platform; write one as linux/arm64"),
+    }
+}
+
+/// A back end as the command line names it.
+pub(crate) fn backend(choice: crate::args::BackendChoice) -> Option<Backend> {
+    match choice {
+        crate::args::BackendChoice::Auto => None,
+        crate::args::BackendChoice::Erofs => Some(Backend::Erofs),
+        crate::args::BackendChoice::ErofsLoop => Some(Backend::ErofsLoop),
+        crate::args::BackendChoice::Fuse => Some(Backend::Fuse),
+    }
+}

@@ -1,0 +1,65 @@
+//! What the daemon does with its cache when asked.
+
+use anyhow::{Context, Result};
+use oci::Digest;
+use serde_json::{Value, json};
+
+use super::Daemon;
+
+impl Daemon {
+    pub(super) fn cache_list(&self) -> Result<Value> {
+        let layers = self.store.list()?.into_iter().map(|layer| {
+            let last_used = layer.last_used.elapsed().unwrap_or_default().as_secs();
+            json!({
+                "digest": layer.digest,
+                "bytes": layer.bytes,
+                "spans": layer.spans,
+                "spans_present": layer.spans_present,
+                "allocated": layer.allocated,
+                "sealed": layer.sealed.is_some(),
+                "last_used_seconds_ago": last_used,
+                "in_use": layer.is_open,
+            })
+        });
+        Ok(json!({ "layers": layers.collect::<Vec<Value>>(), "allocated": self.store.usage()? }))
+    }
+
+    /// Removes layers that no mount uses: all, or the least recently used until `keep` bytes are left.
+    pub(super) fn cache_prune(&self, keep: Option<u64>) -> Result<Value> {
+        self.reap();
+        let (mut removed, mut freed) = (0_u64, 0);
+        let Some(keep) = keep else {
+            let pruned = self.store.prune()?;
+            return Ok(json!({ "layers": pruned.layers, "freed": pruned.bytes }));
+        };
+        let mut layers = self.store.list()?;
+        layers.sort_by_key(|layer| layer.last_used);
+        for layer in layers.into_iter().filter(|layer| !layer.is_open) {
+            if self.store.usage()? <= keep {
+                break;
+            }
+            freed += self.store.remove(&layer.digest)?;
+            removed += 1;
+        }
+        Ok(json!({ "layers": removed, "freed": freed }))
+    }
+
+    /// Compares every present span with its checksum.
+    pub(super) fn cache_verify(&self) -> Result<Value> {
+        let (mut bytes, mut damaged) = (0, Vec::<Digest>::new());
+        let listed = self.store.list()?;
+        for layer in &listed {
+            let opened = self
+                .store
+                .stored(&layer.digest)
+                .with_context(|| format!("opening {}", layer.digest))?;
+            let Some(opened) = opened else { continue };
+            let report = opened.verify(&mut |_bytes| {})?;
+            bytes += report.bytes;
+            if !report.is_sound() {
+                damaged.push(layer.digest);
+            }
+        }
+        Ok(json!({ "layers": listed.len(), "bytes": bytes, "damaged": damaged }))
+    }
+}

@@ -1,0 +1,124 @@
+//! Images that the daemon knows: what is written down of them, and what is loaded of them.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result};
+use artifacts::{Image, ImageName, StoredIndex};
+use cache::LayerShape;
+use fill::Layer;
+use mounts::ImageToMount;
+use oci::{Descriptor, Digest, ImageConfig, Manifest};
+use serde::{Deserialize, Serialize};
+use tree::Tree;
+
+use crate::protocol::{Access, MountTuning};
+
+/// What is written down of an image, so that it needs no registry after a restart.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(super) struct ImageRecord {
+    pub(super) name: String,
+    pub(super) access: Access,
+    pub(super) descriptor: Descriptor,
+    pub(super) manifest: Manifest,
+    pub(super) config: ImageConfig,
+    /// Where its index came from, for `hermes explain`.
+    pub(super) index: String,
+    pub(super) tuning: MountTuning,
+}
+
+/// An image whose layers are in the engine.
+#[derive(Debug)]
+pub(super) struct LoadedImage {
+    pub(super) record: ImageRecord,
+    pub(super) tree: Arc<Tree>,
+    pub(super) layers: Vec<Arc<Layer>>,
+}
+
+impl ImageRecord {
+    pub(super) fn new(image: &Image, access: &Access, tuning: MountTuning, index: &str) -> Self {
+        Self {
+            name: image.name.clone(),
+            access: access.clone(),
+            descriptor: image.descriptor.clone(),
+            manifest: image.manifest.clone(),
+            config: image.config.clone(),
+            index: index.to_owned(),
+            tuning,
+        }
+    }
+
+    pub(super) fn image(&self) -> Result<Image> {
+        let parts = (self.descriptor.clone(), self.manifest.clone(), self.config.clone());
+        Ok(Image::from_parts(self.name.clone(), parts.0, parts.1, parts.2)?)
+    }
+
+    pub(super) fn image_name(&self) -> Result<ImageName> {
+        Ok(self.name.parse()?)
+    }
+
+    /// Reads what is written down of the image with this manifest.
+    pub(super) fn load(root: &Path, manifest: &Digest) -> Result<Self> {
+        let path = folder(root, manifest).join(RECORD);
+        let bytes = fs::read(&path).with_context(|| format!("reading {}", path.display()))?;
+        serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    pub(super) fn save(&self, root: &Path) -> io::Result<()> {
+        let dir = folder(root, &self.descriptor.digest);
+        fs::create_dir_all(&dir)?;
+        let (path, tmp) = (dir.join(RECORD), dir.join("image.new"));
+        let mut file = fs::File::create(&tmp)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.sync_all()?;
+        fs::rename(tmp, path)
+    }
+}
+
+impl LoadedImage {
+    pub(super) fn to_mount(&self, root: &Path) -> ImageToMount {
+        let manifest = self.record.descriptor.digest;
+        ImageToMount {
+            manifest,
+            tree: Arc::clone(&self.tree),
+            layers: self.layers.clone(),
+            metadata: folder(root, &manifest).join("metadata.erofs"),
+        }
+    }
+
+    pub(super) fn bytes_total(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.bytes()).sum()
+    }
+
+    pub(super) fn bytes_present(&self) -> u64 {
+        self.layers.iter().map(|layer| layer.bytes_present()).sum()
+    }
+
+    pub(super) fn is_sealed(&self) -> bool {
+        self.layers.iter().all(|layer| layer.is_sealed())
+    }
+}
+
+/// How the index of a layer divides it.
+pub(super) fn shape_of(index: &StoredIndex) -> LayerShape {
+    let spans = &index.ztoc.spans;
+    LayerShape {
+        bytes: spans.uncompressed_size(),
+        spans: spans.ids().map(|span| spans.uncompressed_range(span).start).collect(),
+        index: index.digest,
+    }
+}
+
+/// Merges the layers' tables of contents.
+pub(super) fn merge(indexes: &[StoredIndex]) -> Result<Arc<Tree>> {
+    let tables: Vec<&[ztoc::TocEntry]> = indexes.iter().map(|index| index.toc.as_slice()).collect();
+    Ok(Arc::new(Tree::merge(&tables, &tree::Limits::default()).context("merging the layers")?))
+}
+
+fn folder(root: &Path, manifest: &Digest) -> PathBuf {
+    root.join("images").join(manifest.hex())
+}
+
+const RECORD: &str = "image.json";

@@ -1,0 +1,216 @@
+//! The daemon's socket, and the ends that it watches for: signals, and the keeper's death.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use mounts::Holding;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+use tokio::net::unix::OwnedWriteHalf;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinSet;
+
+use super::Daemon;
+use crate::args::{DaemonTuning, GlobalArguments};
+use crate::failure::{exit_of, in_full};
+use crate::protocol::{Reply, Request};
+
+/// What the server needs to start another keeper.
+pub(super) struct ServerOptions {
+    pub(super) common: GlobalArguments,
+    pub(super) tuning: DaemonTuning,
+    pub(super) respawn: bool,
+}
+
+/// Serves until SIGTERM or SIGINT.
+pub(super) async fn serve(
+    daemon: Arc<Daemon>,
+    holding: Arc<Holding>,
+    options: ServerOptions,
+    ready_on_stdin: bool,
+) -> Result<()> {
+    let path = daemon.root.join("daemon.sock");
+    match std::fs::remove_file(&path) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => {
+            return Err(err).with_context(|| format!("removing {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener =
+        UnixListener::bind(&path).with_context(|| format!("listening at {}", path.display()))?;
+    if ready_on_stdin {
+        crate::spawn::say_ready()?;
+    }
+    let mut tasks = JoinSet::new();
+    let ending = Arc::new(AtomicBool::new(false));
+    tasks.spawn(watch_keeper(Arc::clone(&daemon), holding, options, Arc::clone(&ending)));
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => {
+                    tasks.spawn(converse(Arc::clone(&daemon), stream));
+                }
+                Err(err) => tracing::warn!(error = %err, "a client could not connect"),
+            },
+            _ = term.recv() => break,
+            _ = int.recv() => break,
+            // Whoever started us has closed the terminal; that is nothing to us.
+            _ = hangup.recv() => {}
+            Some(_) = tasks.join_next() => {}
+        }
+    }
+    // The watch may be waiting on a thread that cannot be interrupted.
+    ending.store(true, Ordering::Release);
+    tasks.shutdown().await;
+    std::fs::remove_file(&path).ok();
+    finish(daemon).await
+}
+
+async fn finish(daemon: Arc<Daemon>) -> Result<()> {
+    tokio::task::spawn_blocking(move || {
+        daemon.stop();
+        if !daemon.has_mounts() {
+            // Nothing is left to be held.
+            let keeper = keeper::Client::connect(&daemon.root.join("keeper.sock"));
+            if let Ok(keeper) = keeper {
+                keeper.shutdown().ok();
+            }
+        }
+    })
+    .await?;
+    Ok(())
+}
+
+/// Starts another keeper as soon as one dies, and gives it everything.
+async fn watch_keeper(
+    daemon: Arc<Daemon>,
+    holding: Arc<Holding>,
+    options: ServerOptions,
+    ending: Arc<AtomicBool>,
+) {
+    let options = Arc::new(options);
+    loop {
+        let (daemon, holding, options) =
+            (Arc::clone(&daemon), Arc::clone(&holding), Arc::clone(&options));
+        let ending = Arc::clone(&ending);
+        let watched = tokio::task::spawn_blocking(move || -> Result<bool> {
+            let keeper = Arc::clone(&daemon.keeper.lock());
+            // One that we ourselves have ended needs no successor.
+            if !keeper.wait_closed(Some(KEEPER_PATIENCE))? || ending.load(Ordering::Acquire) {
+                return Ok(false);
+            }
+            let another =
+                super::keep(&options.common, &daemon.root, &options.tuning, options.respawn)?;
+            let another = Arc::new(another);
+            holding.move_to(Arc::clone(&another))?;
+            *daemon.keeper.lock() = another;
+            Ok(true)
+        })
+        .await;
+        match watched {
+            Ok(Ok(false)) => {}
+            Ok(Ok(true)) => tracing::warn!("the keeper died; another one holds the descriptors"),
+            Ok(Err(err)) => {
+                tracing::error!(error = in_full(&err), "no keeper; trying again");
+                tokio::time::sleep(KEEPER_PATIENCE).await;
+            }
+            Err(_shutting_down) => return,
+        }
+    }
+}
+
+/// One client, one request.
+async fn converse(daemon: Arc<Daemon>, stream: UnixStream) {
+    let (reader, mut writer) = stream.into_split();
+    let mut line = String::new();
+    let mut reader = BufReader::new(tokio::io::AsyncReadExt::take(reader, MOST_REQUEST));
+    if reader.read_line(&mut line).await.is_err() {
+        return;
+    }
+    let (progress, mut reports) = tokio::sync::mpsc::unbounded_channel();
+    let report = move |what: &str, done: u64, total: u64| {
+        // The client may be gone; the work goes on.
+        progress.send(Reply::Progress { what: what.to_owned(), done, total }).ok();
+    };
+    let answer = async move {
+        match serde_json::from_str::<Request>(&line) {
+            Ok(request) => answer(&daemon, request, &report).await,
+            Err(err) => Err(anyhow::Error::new(err).context(
+                "the daemon does not understand the request; are both of the same version?",
+            )),
+        }
+    };
+    tokio::pin!(answer);
+    let result = loop {
+        tokio::select! {
+            result = &mut answer => break result,
+            Some(reply) = reports.recv() => {
+                // As above.
+                send(&mut writer, &reply).await.ok();
+            }
+        }
+    };
+    let reply = match result {
+        Ok(value) => Reply::Done(value),
+        Err(err) => {
+            tracing::warn!(error = in_full(&err), "request failed");
+            Reply::Failed { exit: exit_of(&err), message: in_full(&err) }
+        }
+    };
+    if let Err(err) = send(&mut writer, &reply).await {
+        tracing::debug!(error = %err, "client gone before its answer");
+    }
+}
+
+async fn answer(
+    daemon: &Arc<Daemon>,
+    request: Request,
+    progress: &(dyn Fn(&str, u64, u64) + Sync),
+) -> Result<Value> {
+    match request {
+        Request::Mount(request) => {
+            Ok(serde_json::to_value(daemon.mount(&request, progress).await?)?)
+        }
+        Request::Umount { dir, lazy } => {
+            blocking(daemon, move |daemon| {
+                daemon.umount(&dir, lazy)?;
+                Ok(Value::Null)
+            })
+            .await
+        }
+        Request::Status => {
+            blocking(daemon, |daemon| Ok(serde_json::to_value(daemon.status())?)).await
+        }
+        Request::Explain { what } => {
+            blocking(daemon, move |daemon| Ok(serde_json::to_value(daemon.explain(&what)?)?)).await
+        }
+        Request::CacheList => blocking(daemon, Daemon::cache_list).await,
+        Request::CachePrune { keep } => {
+            blocking(daemon, move |daemon| daemon.cache_prune(keep)).await
+        }
+        Request::CacheVerify => blocking(daemon, Daemon::cache_verify).await,
+    }
+}
+
+async fn blocking(
+    daemon: &Arc<Daemon>,
+    act: impl FnOnce(&Daemon) -> Result<Value> + Send + 'static,
+) -> Result<Value> {
+    let daemon = Arc::clone(daemon);
+    tokio::task::spawn_blocking(move || act(&daemon)).await?
+}
+
+async fn send(writer: &mut OwnedWriteHalf, reply: &Reply) -> io::Result<()> {
+    let mut line = serde_json::to_vec(reply)?;
+    line.push(b'\n');
+    writer.write_all(&line).await
+}
+
+const KEEPER_PATIENCE: Duration = Duration::from_millis(500);
+const MOST_REQUEST: u64 = 1 << 20;

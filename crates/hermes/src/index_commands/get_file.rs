@@ -1,0 +1,141 @@
+//! `index get-file`: one file of an image, from the spans that hold it.
+
+use std::io::{self, ErrorKind, Stdout};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use artifacts::{Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes};
+use index::BuildOptions;
+use parking_lot::Mutex;
+use tree::{FileData, Tree};
+
+use super::resolve::{ResolveError, resolve};
+use super::span_bytes::{FileWriter, compressed_range, write_file};
+use super::{Session, no_index, not_found};
+use crate::stream::{index_layer, pieces, send};
+
+/// Prints a file's bytes as they are.
+pub(super) async fn get_file(session: &Session<'_>, name: &str, path: &str) -> Result<()> {
+    let (origin, image) = session.image(name).await?;
+    let indexes = complete_indexes(session, &origin, &image).await?;
+    let data = {
+        let tables: Vec<_> = indexes.iter().map(|index| index.toc.as_slice()).collect();
+        let tree = Tree::merge(&tables, &tree::Limits::default()).context("merging the layers")?;
+        match resolve(&tree, path.as_bytes()) {
+            Ok(data) => data.clone(),
+            Err(err @ ResolveError::Missing { .. }) => return Err(not_found(err.to_string())),
+            Err(err) => return Err(err.into()),
+        }
+    };
+    match print(&origin, &image, indexes, &data).await {
+        // Whoever read our output has seen enough.
+        Err(err) if is_broken_pipe(&err) => Ok(()),
+        other => other,
+    }
+}
+
+/// An index of every layer. Tools leave small layers out of an image's index; without them nobody
+/// knows which files they hide, so they are indexed now.
+async fn complete_indexes(
+    session: &Session<'_>,
+    origin: &Origin,
+    image: &Image,
+) -> Result<Vec<StoredIndex>> {
+    let store = session.indexes()?;
+    let found = find_indexes(origin, image, &store).await?;
+    if found.layers.iter().all(Option::is_none) {
+        return Err(no_index(image, &found.reason));
+    }
+    let without = image.layers.iter().zip(&found.layers).filter(|(_, index)| index.is_none());
+    let total = without.map(|(layer, _)| layer.size).sum();
+    let (progress, done) = (session.output.progress(), AtomicU64::new(0));
+    let count = |bytes| {
+        let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+        progress.show("indexing layers without an index", done, total);
+    };
+    let mut complete = Vec::new();
+    for (layer, index) in image.layers.iter().zip(found.layers) {
+        complete.push(match index {
+            Some(index) => index,
+            None => index_now(origin, layer, &store, &count).await?,
+        });
+    }
+    Ok(complete)
+}
+
+async fn index_now(
+    origin: &Origin,
+    layer: &ImageLayer,
+    store: &IndexStore,
+    count: &(dyn Fn(u64) + Sync),
+) -> Result<StoredIndex> {
+    // Twice in an image, it has one by now.
+    if let Some(index) = store.load(&layer.digest)? {
+        return Ok(index);
+    }
+    let indexed = index_layer(origin, layer, BuildOptions::default(), |_| Ok(()), count).await?;
+    Ok(indexed.save(layer, store)?)
+}
+
+async fn print(
+    origin: &Origin,
+    image: &Image,
+    indexes: Vec<StoredIndex>,
+    data: &FileData,
+) -> Result<()> {
+    let number = usize::try_from(data.layer).unwrap_or(usize::MAX);
+    let index = indexes.into_iter().nth(number);
+    let (Some(layer), Some(index)) = (image.layers.get(number), index) else {
+        anyhow::bail!("the file lies in layer {number}, which the image does not have");
+    };
+    let file = FileWriter::new(io::stdout(), data);
+    if file.wanted().is_empty() {
+        let mut file = file;
+        return Ok(file.finish()?);
+    }
+    if index.streamed {
+        from_beginning(origin, layer, file).await
+    } else {
+        from_spans(origin, layer, index, file).await
+    }
+}
+
+async fn from_spans(
+    origin: &Origin,
+    layer: &ImageLayer,
+    index: StoredIndex,
+    mut file: FileWriter<Stdout>,
+) -> Result<()> {
+    let range = compressed_range(&index.ztoc.spans, file.wanted());
+    let (sender, pieces) = pieces();
+    let digest = layer.digest;
+    let write = tokio::task::spawn_blocking(move || {
+        write_file(&index, &digest, pieces, &mut file)?;
+        Ok(file.finish()?)
+    });
+    let sent = send(origin, layer, range, sender, &|_| {}).await;
+    let written = write.await.context("writing the file")?;
+    sent.and(written)
+}
+
+/// A layer without spans is read to its end: only then is it known to be right.
+async fn from_beginning(
+    origin: &Origin,
+    layer: &ImageLayer,
+    file: FileWriter<Stdout>,
+) -> Result<()> {
+    let file = Arc::new(Mutex::new(file));
+    let (writer, mut at) = (Arc::clone(&file), 0);
+    let sink = move |bytes: &[u8]| {
+        writer.lock().push(at, bytes)?;
+        at += bytes.len() as u64;
+        Ok(())
+    };
+    index_layer(origin, layer, BuildOptions::default(), sink, &|_| {}).await?;
+    Ok(file.lock().finish()?)
+}
+
+fn is_broken_pipe(err: &anyhow::Error) -> bool {
+    err.downcast_ref::<io::Error>().is_some_and(|err| err.kind() == ErrorKind::BrokenPipe)
+}

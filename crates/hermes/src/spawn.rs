@@ -1,0 +1,89 @@
+//! Starting our own program again: as daemon, as keeper.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::{self, Read};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+
+use crate::args::{DaemonTuning, GlobalArguments};
+
+/// Our own program, also when its file was replaced or removed.
+fn program() -> &'static Path {
+    Path::new("/proc/self/exe")
+}
+
+/// The command line of a daemon of `root`.
+fn daemon_arguments(common: &GlobalArguments, root: &Path, tuning: &DaemonTuning) -> Vec<OsString> {
+    let mut arguments: Vec<OsString> = vec!["--root".into(), root.into()];
+    arguments.extend(["--log".into(), common.log.clone().into(), "daemon".into()]);
+    if let Some(quota) = tuning.quota {
+        arguments.extend(["--quota".into(), quota.to_string().into()]);
+    }
+    arguments
+}
+
+/// The command that runs a keeper; with `respawn` it starts the daemon again when that dies.
+pub(crate) fn keeper(
+    common: &GlobalArguments,
+    root: &Path,
+    tuning: &DaemonTuning,
+    respawn: bool,
+) -> Result<Command> {
+    let mut command = Command::new(program());
+    command.arg("--root").arg(root).arg("--log").arg(&common.log).arg("keeper");
+    if respawn {
+        // The keeper outlives this file, so it must know it by its name.
+        let exe = std::env::current_exe().context("finding our own program")?;
+        command.arg("--").arg(exe).args(daemon_arguments(common, root, tuning));
+    }
+    detach(&mut command, root)?;
+    Ok(command)
+}
+
+/// Starts a daemon of `root` and waits until it serves.
+pub(crate) fn daemon(common: &GlobalArguments, root: &Path, tuning: &DaemonTuning) -> Result<()> {
+    std::fs::create_dir_all(root).with_context(|| format!("making {}", root.display()))?;
+    let (mut ready, theirs) = io::pipe()?;
+    let mut command = Command::new(program());
+    command.args(daemon_arguments(common, root, tuning)).arg("--ready-on-stdin");
+    detach(&mut command, root)?;
+    command.stdin(Stdio::from(theirs));
+    // A command that holds signals back must not pass that on.
+    let mut child = sys::signals::spawn_unblocked(&mut command).context("starting the daemon")?;
+    // The command holds our copy of the writing end, and with it the pipe would never end.
+    drop(command);
+    let mut byte = [0];
+    if ready.read_exact(&mut byte).is_ok() {
+        return Ok(());
+    }
+    let status = child.wait()?;
+    bail!("the daemon did not start ({status}): {}", last_words(root))
+}
+
+/// Tells whoever started this daemon that it serves: one byte into the pipe that is our input.
+pub(crate) fn say_ready() -> Result<()> {
+    rustix::io::write(io::stdin(), b"r").context("telling that the daemon is ready")?;
+    Ok(())
+}
+
+/// A process of its own, whose messages go to the log of the root folder.
+fn detach(command: &mut Command, root: &Path) -> Result<()> {
+    let log = root.join("daemon.log");
+    let open = || File::options().create(true).append(true).open(&log);
+    let (out, err) = (open(), open());
+    let context = || format!("opening {}", log.display());
+    command.stdout(out.with_context(context)?).stderr(err.with_context(context)?);
+    command.current_dir("/").process_group(0);
+    Ok(())
+}
+
+/// The end of the daemon's log.
+fn last_words(root: &Path) -> String {
+    let log = std::fs::read_to_string(root.join("daemon.log")).unwrap_or_default();
+    let lines: Vec<&str> = log.lines().rev().take(3).collect();
+    lines.into_iter().rev().collect::<Vec<_>>().join("; ")
+}

@@ -1,0 +1,203 @@
+//! A set-up of its own for each test: registry, root folder, daemon, and an end that leaves nothing.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
+use serde_json::Value;
+use tempfile::TempDir;
+use testkit::image::{Compression, Content, ImageBuilder, LayerBuilder, Texture};
+use testkit::registry::{Options, Registry};
+
+/// Everything that a test needs; undone when dropped.
+pub(crate) struct Setup {
+    dir: TempDir,
+    pub(crate) registry: Registry,
+}
+
+impl Setup {
+    pub(crate) fn new() -> Self {
+        let dir = tempfile::Builder::new().prefix("hermes-test-").tempdir().unwrap();
+        Self { dir, registry: Registry::start(Options::default()).unwrap() }
+    }
+
+    pub(crate) fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    /// Runs `hermes` with this set-up's root.
+    pub(crate) fn run(&self, arguments: &[&str]) -> Output {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_hermes"));
+        command.arg("--root").arg(self.path("root")).args(["--log", "info", "--output", "json"]);
+        command.args(["--docker-config", "/nonexistent"]).args(arguments).output().unwrap()
+    }
+
+    /// As [`run`](Self::run); it must succeed.
+    #[track_caller]
+    pub(crate) fn ok(&self, arguments: &[&str]) -> Value {
+        let output = self.run(arguments);
+        let (out, err) =
+            (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+        assert!(output.status.success(), "{arguments:?}: {}\n{err}\n{}", output.status, self.log());
+        serde_json::from_str(&out).unwrap_or(Value::Null)
+    }
+
+    /// As [`run`](Self::run); it must end with `code`, and say something. Returns what it says.
+    #[track_caller]
+    pub(crate) fn fails(&self, code: i32, arguments: &[&str]) -> String {
+        let output = self.run(arguments);
+        let err = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{arguments:?}: {err}");
+        assert!(err.trim().lines().count() == 1, "not one sentence: {err}");
+        err
+    }
+
+    pub(crate) fn log(&self) -> String {
+        std::fs::read_to_string(self.path("root/daemon.log")).unwrap_or_default()
+    }
+
+    /// Mounts `image` on the folder `name`; more arguments may follow.
+    #[track_caller]
+    pub(crate) fn mount(&self, image: &str, name: &str, more: &[&str]) -> PathBuf {
+        let dir = self.path(name);
+        let mut arguments = vec!["mount", image, dir.to_str().unwrap()];
+        arguments.extend(more);
+        self.ok(&arguments);
+        dir
+    }
+
+    /// Has the image streamed and indexed, and its layers thrown away again.
+    #[track_caller]
+    pub(crate) fn index(&self, image: &str) {
+        let dir = self.mount(image, "indexing", &[]);
+        self.ok(&["umount", dir.to_str().unwrap()]);
+        self.ok(&["cache", "prune"]);
+    }
+
+    pub(crate) fn status(&self) -> Value {
+        self.ok(&["status"])
+    }
+
+    pub(crate) fn daemon_pid(&self) -> Option<i32> {
+        pid_of(&self.status(), "daemon")
+    }
+
+    pub(crate) fn keeper_pid(&self) -> Option<i32> {
+        pid_of(&self.status(), "keeper")
+    }
+
+    /// Kills the daemon and waits until another one answers. Returns its process id.
+    #[track_caller]
+    pub(crate) fn kill_daemon(&self) -> i32 {
+        let pid = self.until("a daemon answers", || self.daemon_pid());
+        kill(pid);
+        self.until("another daemon answers", || self.daemon_pid().filter(|other| *other != pid))
+    }
+
+    /// Asks again and again, for a minute, until there is an answer.
+    #[track_caller]
+    pub(crate) fn until<T>(&self, what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
+        let begin = Instant::now();
+        while begin.elapsed() < Duration::from_secs(60) {
+            if let Some(answer) = ask() {
+                return answer;
+            }
+            std::thread::park_timeout(Duration::from_millis(20));
+        }
+        panic!("waited a minute in vain: {what}\n{}", self.log());
+    }
+
+    #[track_caller]
+    pub(crate) fn until_sealed(&self) {
+        self.until("all mounts are sealed", || {
+            let status = self.status();
+            let mounts = status["mounts"].as_array()?;
+            mounts.iter().all(|mount| mount["sealed"] == true).then_some(())
+        });
+    }
+}
+
+impl Drop for Setup {
+    fn drop(&mut self) {
+        self.registry.faults().restore();
+        let status = self.run(&["status"]);
+        let status: Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
+        for mount in status["mounts"].as_array().into_iter().flatten() {
+            self.run(&["umount", "--lazy", mount["dir"].as_str().unwrap_or_default()]);
+        }
+        for process in ["daemon", "keeper"] {
+            if let Some(pid) = pid_of(&status, process) {
+                let graceful = process == "daemon" && end(pid, Signal::TERM);
+                if !graceful {
+                    end(pid, Signal::KILL);
+                }
+            }
+        }
+        // A keeper that was started meanwhile, or one whose daemon was gone.
+        let keeper = std::fs::read_to_string(self.path("root/keeper.pid")).unwrap_or_default();
+        if let Ok(pid) = keeper.trim().parse() {
+            end(pid, Signal::KILL);
+        }
+        let prefix = self.dir.path().to_owned();
+        let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
+        for point in points.filter(|point| Path::new(point).starts_with(&prefix)) {
+            Command::new("umount").args(["-l", point]).status().ok();
+        }
+    }
+}
+
+fn pid_of(status: &Value, process: &str) -> Option<i32> {
+    i32::try_from(status[process]["pid"].as_i64()?).ok()
+}
+
+/// Kills a process and waits until it is dead.
+#[track_caller]
+pub(crate) fn kill(pid: i32) {
+    assert!(end(pid, Signal::KILL), "process {pid} does not end");
+}
+
+/// Sends `signal` and waits for the end, 20 seconds at most.
+fn end(pid: i32, signal: Signal) -> bool {
+    let Some(pid) = Pid::from_raw(pid) else { return true };
+    let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return true };
+    if kill_process(pid, signal).is_err() {
+        return true;
+    }
+    let mut fds = [rustix::event::PollFd::new(&fd, rustix::event::PollFlags::IN)];
+    let patience = rustix::event::Timespec { tv_sec: 20, tv_nsec: 0 };
+    rustix::event::poll(&mut fds, Some(&patience)).is_ok_and(|ready| ready == 1)
+}
+
+/// An image of two layers with `files` files of `len` random bytes in the upper one. Returns its
+/// name and what each file holds.
+pub(crate) fn image(
+    setup: &Setup,
+    name: &str,
+    files: u64,
+    len: u64,
+) -> (String, Vec<(String, Vec<u8>)>) {
+    let mut layer = LayerBuilder::new().dir("data");
+    let mut contents = Vec::new();
+    for seed in 0..files {
+        let content = Content::generated(seed, len, Texture::Random);
+        let path = format!("data/{seed:04}");
+        contents.push((path.clone(), content.to_bytes()));
+        layer = layer.file(path, content);
+    }
+    let base = LayerBuilder::new().dir("etc").file("etc/name", b"base".to_vec());
+    let gzip = Compression::Gzip { level: 1 };
+    let image = ImageBuilder::new().layer(base.build(), gzip).layer(layer.build(), gzip).build();
+    let refs = image.push_to(&setup.registry, name, "1").unwrap();
+    (refs.reference, contents)
+}
+
+/// Reads every file below `dir` and compares it.
+#[track_caller]
+pub(crate) fn check(dir: &Path, contents: &[(String, Vec<u8>)]) {
+    for (path, expected) in contents {
+        let found = std::fs::read(dir.join(path)).unwrap_or_else(|err| panic!("{path}: {err}"));
+        assert!(found == *expected, "{path}: wrong bytes");
+    }
+}
