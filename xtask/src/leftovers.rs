@@ -17,7 +17,7 @@ use rustix::process::{
 use tempfile::TempDir;
 use testnode::{Cache, wait_until};
 
-/// How long what was ended may take to be gone.
+/// Long enough for a busy kernel to clean up after a process.
 const GRACE: Duration = Duration::from_secs(10);
 
 /// What a run may use, and must leave empty.
@@ -28,6 +28,8 @@ pub(crate) struct Footprint {
     temporary: TempDir,
     /// Network interfaces and namespaces before.
     network: Vec<PathBuf>,
+    /// How long what was ended may take to be gone.
+    grace: Duration,
 }
 
 impl Footprint {
@@ -38,7 +40,7 @@ impl Footprint {
             .context("making the temporary folder of the run")?;
         // From now on a process whose parent died becomes our child instead of that of init.
         set_child_subreaper(Some(getpid())).context("becoming the reaper of the run's orphans")?;
-        Ok(Self { temporary, network: network() })
+        Ok(Self { temporary, network: network(), grace: GRACE })
     }
 
     /// Makes the program put its temporary files where they are looked for.
@@ -56,7 +58,7 @@ impl Footprint {
     /// Fails if anything is left, and names it.
     pub(crate) fn end(self, cache: &Cache) -> Result<()> {
         let mut left = Vec::new();
-        let waited = wait_until("the end of what was started", GRACE, || {
+        let waited = wait_until("the end of what was started", self.grace, || {
             left = self.left(cache);
             Ok(left.is_empty())
         });
@@ -169,7 +171,8 @@ mod tests {
     #[test]
     fn an_orphan_and_a_file_that_stay_are_found() {
         let cache = Cache::locate();
-        let footprint = Footprint::begin(&cache).unwrap();
+        let grace = Duration::from_millis(50);
+        let footprint = Footprint { grace, ..Footprint::begin(&cache).unwrap() };
         let file = footprint.temporary.path().join("forgotten");
         fs::write(&file, "").unwrap();
         let mut parent = Command::new("sh");

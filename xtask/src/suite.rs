@@ -163,9 +163,14 @@ fn alone(r: &Run) -> Result<()> {
     let metadata: serde_json::Value =
         serde_json::from_str(&list).context("reading the output of cargo metadata")?;
     let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
+    let mut failed = Vec::new();
     for package in packages {
         let name = package["name"].as_str().context("a package has no name")?;
-        run(&mut r.cargo(&["check", "--locked", "--quiet", "--package", name]))?;
+        let check = run(&mut r.cargo(&["check", "--locked", "--quiet", "--package", name]));
+        failed.extend(check.err().map(|_| name));
+    }
+    if !failed.is_empty() {
+        bail!("these crates do not compile alone: {}", failed.join(", "));
     }
     Ok(())
 }

@@ -47,7 +47,17 @@ fn problems(root: &Path) -> Result<Vec<String>> {
 
 fn source_files(root: &Path) -> Result<Vec<SourceFile>> {
     let mut git = Command::new("git");
-    git.args(["ls-files", "-z", "--cached", "--others", "--exclude-standard"]).current_dir(root);
+    // Root looks at a clone that may be somebody else's.
+    git.args([
+        "-c",
+        "safe.directory=*",
+        "ls-files",
+        "-z",
+        "--cached",
+        "--others",
+        "--exclude-standard",
+    ])
+    .current_dir(root);
     let list = output(&mut git)?;
     let mut files = Vec::new();
     for path in list.split('\0').filter(|path| !path.is_empty()) {

@@ -102,7 +102,7 @@ mod tests {
 
     #[test]
     fn a_configuration_without_layers_field_is_refused() {
-        assert!(ImageConfig::from_bytes(b"{}").is_err());
-        assert!(ImageConfig::from_bytes(b"").is_err());
+        ImageConfig::from_bytes(b"{}").unwrap_err();
+        ImageConfig::from_bytes(b"").unwrap_err();
     }
 }

@@ -194,12 +194,13 @@ fn parse(text: &str) -> Result<Reference, Problem> {
         Some(registry) => registry,
     };
     check_registry(registry)?;
-    check_path(path)?;
+    // The limits hold for the name in full: what is shown must be readable again.
+    let in_library = registry == DOCKER_HUB && !path.is_empty() && !path.contains('/');
+    let repository = if in_library { format!("library/{path}") } else { path.to_owned() };
+    check_path(&repository)?;
     if let Some(tag) = tag {
         check_tag(tag)?;
     }
-    let in_library = registry == DOCKER_HUB && !path.contains('/');
-    let repository = if in_library { format!("library/{path}") } else { path.to_owned() };
     let registry = registry.to_owned();
     Ok(Reference { registry, repository, tag: tag.map(ToOwned::to_owned), digest })
 }
@@ -375,7 +376,7 @@ mod tests {
         assert_eq!(reference.target(), format!("sha256:{HEX}"));
         let tagged = reference.with_tag("4").unwrap();
         assert_eq!((tagged.target().as_str(), tagged.digest()), ("4", None));
-        assert!(reference.with_tag("a/b").is_err());
+        reference.with_tag("a/b").unwrap_err();
         let by_digest = reference.with_digest(Digest::of(b""));
         assert_eq!(by_digest.to_string(), format!("docker.io/library/alpine@sha256:{HEX}"));
         let plain: Reference = "quay.io/a".parse().unwrap();
@@ -383,6 +384,15 @@ mod tests {
             (plain.api_host(), plain.tag(), plain.target().as_str()),
             ("quay.io", None, "latest")
         );
+    }
+
+    #[test]
+    fn a_short_name_whose_full_form_is_too_long_is_refused() {
+        let longest = MAX_PATH_LEN - "library/".len();
+        for len in [longest, longest + 1, MAX_PATH_LEN] {
+            let parsed = "a".repeat(len).parse::<Reference>();
+            assert_eq!(parsed.is_ok(), len <= longest, "{len}");
+        }
     }
 
     proptest! {

@@ -3,7 +3,7 @@
 //! Three decisions, each a function from values to values, so that every corner of them is a line
 //! in a table:
 //!
-//! - [`coalesce`]: which spans share one ranged request;
+//! - [`coalesce()`]: which spans share one ranged request;
 //! - [`ReadAhead`]: which spans will probably be read next;
 //! - [`Queue`]: what to fetch now, given what is wanted, by whom, and what is under way.
 //!

@@ -61,6 +61,7 @@ pub(crate) fn create(hierarchies: &[Hierarchy], name: &str) -> Result<Vec<PathBu
 
 fn create_in(hierarchy: &Hierarchy, name: &str) -> Result<PathBuf> {
     let folder = hierarchy.mount_point.join(name);
+    hand_down_controllers(&hierarchy.mount_point);
     fs::create_dir(&folder).with_context(|| format!("making the cgroup {}", folder.display()))?;
     // A version 1 cpuset takes no process before it is told which processors and memory it has.
     for file in ["cpuset.cpus", "cpuset.mems"] {
@@ -72,6 +73,17 @@ fn create_in(hierarchy: &Hierarchy, name: &str) -> Result<PathBuf> {
         }
     }
     Ok(folder)
+}
+
+/// Lets the children of a version 2 hierarchy's root have all its controllers, as systemd and runc do
+/// when they need one. Only some may be possible; runc says which it misses.
+fn hand_down_controllers(root: &Path) {
+    let Ok(controllers) = fs::read_to_string(root.join("cgroup.controllers")) else {
+        return; // Version 1, where there is nothing to hand down.
+    };
+    for controller in controllers.split_whitespace() {
+        fs::write(root.join("cgroup.subtree_control"), format!("+{controller}")).ok();
+    }
 }
 
 /// Removes the cgroup `name`, with all below it, from each hierarchy that has it.

@@ -23,7 +23,7 @@ pub use cache::Cache;
 pub use containerd::{Containerd, ContainerdVersion};
 pub use daemon::Daemon;
 pub use image::busybox_image;
-pub use node::{Network, Node, NodeOptions};
+pub use node::{Network, Node, NodeOptions, packaged};
 pub use registry::Registry;
 pub use soci::{SOCI_SOCKET, SOCI15_SOCKET};
 pub use wait::wait_until;

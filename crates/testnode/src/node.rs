@@ -28,6 +28,28 @@ const LOG_TAIL_LINES: usize = 40;
 /// How much of each line.
 const LOG_LINE_CHARS: usize = 240;
 
+/// A command that runs a program of the nodes' Debian root on the host, on the host's files: for tools
+/// of which the host has an older version or none.
+///
+/// # Errors
+/// When `cargo xtask setup` has not run, or no package of the root has the program.
+pub fn packaged(program: &str) -> Result<Command> {
+    let root = Cache::locate().existing_root()?;
+    let path = root.join("usr/bin").join(program);
+    if !path.exists() {
+        bail!("the Debian root of test nodes has no {program}: add its package to root.sh");
+    }
+    // Its own loader finds its own libraries; neither needs to be where Debian has it.
+    let library = format!("usr/lib/{}-linux-gnu", std::env::consts::ARCH);
+    let name = match std::env::consts::ARCH {
+        "aarch64" => "ld-linux-aarch64.so.1",
+        _ => "ld-linux-x86-64.so.2",
+    };
+    let mut command = Command::new(root.join(&library).join(name));
+    command.arg("--library-path").arg(root.join(library)).arg(path);
+    Ok(command)
+}
+
 /// Whose network a node has.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Network {

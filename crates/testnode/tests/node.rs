@@ -4,7 +4,7 @@ use std::fs;
 use std::process::Command;
 use std::time::Duration;
 
-use testnode::{Cache, Network, Node, NodeOptions, wait_until};
+use testnode::{Cache, Network, Node, NodeOptions, packaged, wait_until};
 
 /// The mounts of nodes that the host sees.
 fn host_mounts() -> Vec<String> {
@@ -109,4 +109,19 @@ fn a_failed_command_says_what_it_said() {
     let node = Node::start().unwrap();
     let error = node.bash("echo one; echo two >&2; false; echo three").unwrap_err().to_string();
     assert!(error.contains("one\ntwo\n") && !error.ends_with("three\n"), "{error}");
+}
+
+#[test]
+fn a_program_of_the_root_runs_on_files_of_the_host() {
+    let host = tempfile::tempdir().unwrap();
+    fs::write(host.path().join("file"), "content").unwrap();
+    let image = tempfile::NamedTempFile::new().unwrap();
+    let mut make = packaged("mkfs.erofs").unwrap();
+    make.arg("-b512").arg(image.path()).arg(host.path());
+    assert!(make.output().unwrap().status.success());
+    let mut check = packaged("fsck.erofs").unwrap();
+    let output = check.arg("--extract").arg(image.path()).output().unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let error = packaged("no-such-program").unwrap_err().to_string();
+    assert!(error.contains("root.sh"), "{error}");
 }

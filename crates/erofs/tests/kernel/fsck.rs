@@ -1,19 +1,18 @@
 //! What erofs-utils say of an image.
 
-use std::process::Command;
-
 use crate::image::{ImageFiles, Layer, Made, everything, pattern};
 
 #[track_caller]
 fn check(layers: &[Layer]) {
     let files = ImageFiles::new(&Made::new(layers));
-    let output = Command::new("fsck.erofs")
+    let output = testnode::packaged("fsck.erofs")
+        .expect("`cargo xtask setup` has run")
         .args(files.devices.iter().map(|path| format!("--device={}", path.display())))
         // At this verbosity it says that there are no errors; without a path, `--extract` only reads.
         .args(["-d3", "--extract"])
         .arg(&files.image)
         .output()
-        .expect("fsck.erofs of erofs-utils 1.9.4 or later must be on the PATH");
+        .expect("fsck.erofs runs");
     let said = [output.stdout, output.stderr].concat();
     let said = String::from_utf8_lossy(&said);
     assert!(output.status.success() && said.contains("No errors found"), "{said}");

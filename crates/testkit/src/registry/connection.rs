@@ -83,6 +83,7 @@ impl Listener {
             }
             follower.has_followed(state.changes);
             tokio::select! {
+                biased;
                 changed = outage.changed() => changed.map_err(io::Error::other)?,
                 Some(_ended) = connections.join_next() => {}
                 Some(accepted) = accept(listener.as_ref()) => {
@@ -118,6 +119,8 @@ async fn connection(
     let control = Arc::new(Control::new(&stream)?);
     let outage = server.faults.watch_outage();
     tokio::select! {
+        // Once the outage has begun no request is answered, whichever came first.
+        biased;
         () = until_reset(outage) => {
             control.reset_on_close();
             Ok(())
