@@ -147,7 +147,7 @@ impl Daemon {
     fn adopt_all(&self, holding: &Holding) -> Result<()> {
         let records = self.front_ends.records().context("reading the records of mounts")?;
         for record in &records {
-            if self.front_ends.were_abandoned(record.backend) {
+            if self.front_ends.was_abandoned(record)? {
                 self.condemn(&record.layers);
             }
         }
@@ -176,18 +176,30 @@ impl Daemon {
     fn condemn(&self, layers: &[Digest]) {
         for digest in layers {
             let layer = match self.store.stored(digest) {
-                Ok(Some(layer)) if !layer.is_sealed() => layer,
-                Ok(_) => continue,
+                Ok(Some(layer)) if layer.is_sealed() => continue,
+                Ok(layer) => layer,
                 Err(err) => {
                     tracing::error!(layer = %digest, error = %err, "layer of an abandoned mount cannot be opened");
                     continue;
                 }
             };
-            if let Err(err) = self.front_ends.condemn(digest, layer.data()) {
-                tracing::error!(layer = %digest, error = %err, "layer of an abandoned mount cannot be closed off");
+            let data = match &layer {
+                Some(layer) => layer.data().try_clone(),
+                // It was abandoned before, and lies aside.
+                None => {
+                    File::open(self.root.join("cache/quarantine").join(digest.hex()).join("data"))
+                }
+            };
+            let condemned = data.map_err(anyhow::Error::from);
+            let condemned =
+                condemned.and_then(|data| Ok(self.front_ends.condemn(digest, &data)?));
+            if let Err(err) = condemned {
+                let error = crate::failure::in_full(&err);
+                tracing::error!(layer = %digest, error, "layer of an abandoned mount cannot be closed off");
             }
-            drop(layer);
-            if let Err(err) = self.store.quarantine(digest, "daemon and keeper died together") {
+            if layer.is_some()
+                && let Err(err) = self.store.quarantine(digest, "daemon and keeper died together")
+            {
                 tracing::error!(layer = %digest, error = %err, "layer cannot be put aside");
             }
         }
@@ -280,6 +292,8 @@ impl Daemon {
         let (dir, backend) = (request.dir.clone(), request.backend);
         let to_mount = loaded.to_mount(&self.root);
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
+        // The image itself is in use and stays; what must go is what nobody uses.
+        self.make_room(loaded.bytes_total().saturating_sub(loaded.bytes_present()))?;
         self.complete(&loaded);
         let mounted = mounts::Mounted { record, state: MountState::Served };
         Ok(report::of_mount(&mounted, Some(&loaded)))
@@ -390,8 +404,9 @@ impl Daemon {
         }
     }
 
-    fn has_mounts(&self) -> bool {
-        !self.front_ends.list().is_empty()
+    /// Whether the keeper is needed when this daemon has gone.
+    fn is_needed(&self) -> bool {
+        self.front_ends.is_needed()
     }
 }
 

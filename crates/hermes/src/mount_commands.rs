@@ -139,7 +139,11 @@ fn status_text(status: &StatusReport) -> String {
 
 fn mount_text(mount: &MountReport) -> String {
     let percent = mount.bytes_present * 100 / mount.bytes_total.max(1);
-    let sealed = if mount.sealed { ", complete: needs neither registry nor daemon" } else { "" };
+    let sealed = match (mount.sealed, mount.backend) {
+        (false, _) => "",
+        (true, mounts::Backend::Fuse) => ", complete: needs no registry",
+        (true, _) => ", complete: needs neither registry nor daemon",
+    };
     let mut text = format!(
         "{}  {}  {}, {}  {percent} % of {} present{sealed}",
         mount.dir.display(),

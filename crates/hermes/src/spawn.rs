@@ -4,7 +4,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
@@ -37,11 +37,20 @@ pub(crate) fn keeper(
     command.arg("--root").arg(root).arg("--log").arg(&common.log).arg("keeper");
     if respawn {
         // The keeper outlives this file, so it must know it by its name.
-        let exe = std::env::current_exe().context("finding our own program")?;
+        let exe = installed(std::env::current_exe().context("finding our own program")?);
         command.arg("--").arg(exe).args(daemon_arguments(common, root, tuning));
     }
     detach(&mut command, root)?;
     Ok(command)
+}
+
+/// Where our program is installed, also if its file was replaced since we were started: the kernel
+/// then marks the name of the old one.
+fn installed(exe: PathBuf) -> PathBuf {
+    match exe.to_str().and_then(|name| name.strip_suffix(" (deleted)")) {
+        Some(name) => PathBuf::from(name),
+        None => exe,
+    }
 }
 
 /// Starts a daemon of `root` and waits until it serves.

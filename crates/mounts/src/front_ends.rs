@@ -162,7 +162,7 @@ impl FrontEnds {
         let whole = image.layers.iter().all(|layer| layer.is_sealed());
         let state = match (point, record.backend) {
             (None, _) if !self.is_alive(&record, image) => MountState::Gone,
-            (Some(_), Backend::Erofs) if whole => MountState::Served,
+            (Some(_), Backend::Erofs | Backend::ErofsLoop) if whole => MountState::Served,
             (_, Backend::Erofs) if !self.resumed => MountState::Lost,
             (_, Backend::ErofsLoop) if self.holding.get(SERVED).is_none() => MountState::Lost,
             (_, Backend::Fuse) if self.holding.get(&session_name(&record)).is_none() => {
@@ -209,11 +209,7 @@ impl FrontEnds {
             }
             Backend::ErofsLoop => {
                 for (layer, device) in image.layers.iter().zip(&record.devices) {
-                    self.with_served(|served| {
-                        served.adopt(layer, device)?;
-                        served.mounted(layer);
-                        Ok(())
-                    })?;
+                    self.with_served(|served| served.adopt(layer, device))?;
                 }
                 Ok(None)
             }
@@ -229,11 +225,25 @@ impl FrontEnds {
         }
     }
 
-    /// Whether mounts of `backend` were left without anybody to serve them: their daemon and their
-    /// keeper died together.
+    /// Whether a mount was left without anybody to serve it: its daemon and its keeper died together,
+    /// and the kernel still has it. (After a reboot it has not.)
+    ///
+    /// # Errors
+    /// When the kernel's list of mounts cannot be read.
+    pub fn was_abandoned(&self, record: &Record) -> Result<bool, BackendError> {
+        if record.backend != Backend::Erofs || self.resumed {
+            return Ok(false);
+        }
+        let alive =
+            record.bdi.as_deref().is_some_and(|name| sys::mount::Bdi::named(name).is_some());
+        Ok(alive || self.find(record)?.is_some())
+    }
+
+    /// Whether anything is left that must outlive this daemon.
     #[must_use]
-    pub fn were_abandoned(&self, backend: Backend) -> bool {
-        backend == Backend::Erofs && !self.resumed
+    pub fn is_needed(&self) -> bool {
+        let condemned = |name: &String| name.starts_with(CONDEMNED);
+        !self.mounts.lock().is_empty() || self.holding.names().iter().any(condemned)
     }
 
     /// Lets every further read of `data` fail: it belongs to an abandoned mount, whose readers may
@@ -244,7 +254,7 @@ impl FrontEnds {
     pub fn condemn(&self, layer: &Digest, data: &File) -> Result<(), BackendError> {
         let Some(precontent) = &self.precontent else { return Ok(()) };
         precontent.condemn(data.as_fd())?;
-        Ok(self.holding.put(&format!("condemned/{}", layer.hex()), &[], data.as_fd())?)
+        Ok(self.holding.put(&format!("{CONDEMNED}{}", layer.hex()), &[], data.as_fd())?)
     }
 
     /// Answers the reads that a predecessor had taken, and begins to serve.
@@ -252,6 +262,16 @@ impl FrontEnds {
     /// # Errors
     /// When a thread cannot be started.
     pub fn listen(&self, orphans: Vec<Orphan>) -> Result<(), BackendError> {
+        let mut served = self.served.lock();
+        if let Some(served) = served.as_mut() {
+            served.begin()?;
+            let mounts = self.mounts.lock();
+            let looped = mounts.values().filter(|mount| mount.record.backend == Backend::ErofsLoop);
+            for layer in looped.flat_map(|mount| &mount.layers) {
+                served.mounted(layer);
+            }
+        }
+        drop(served);
         match &self.precontent {
             Some(precontent) => Ok(precontent.listen(orphans)?),
             None => Ok(()),
@@ -583,15 +603,13 @@ impl FrontEnds {
         let mut served = self.served.lock();
         let running = match served.take() {
             Some(running) => running,
-            None => {
-                let held = match self.holding.get(SERVED) {
-                    None => None,
-                    Some((note, fd)) => {
-                        Some((Connection::from_fd(fd)?, Negotiated::from_bytes(&note)))
-                    }
-                };
-                Served::start(&self.root.join(SERVED), held, &self.holding)?
-            }
+            None => match self.holding.get(SERVED) {
+                None => Served::mount(&self.root.join(SERVED), &self.holding)?,
+                Some((note, fd)) => {
+                    let note = Negotiated::from_bytes(&note);
+                    Served::resume(&self.root.join(SERVED), Connection::from_fd(fd)?, note)?
+                }
+            },
         };
         act(served.insert(running))
     }
@@ -729,6 +747,7 @@ pub(crate) fn in_full(err: &dyn std::error::Error) -> String {
     text
 }
 
+const CONDEMNED: &str = "condemned/";
 const GROUP: &str = "fanotify";
 const JOURNAL: &str = "journal";
 const MOUNTS: &str = "mounts";

@@ -6,7 +6,6 @@ use std::fs::{self, File};
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsFd;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
@@ -28,7 +27,9 @@ pub(crate) struct Served {
     dir: PathBuf,
     fs: Arc<LayersFs>,
     files: Arc<Files>,
-    session: Session,
+    /// A connection that is not served yet.
+    waiting: Option<(Connection, Option<Negotiated>)>,
+    session: Option<Session>,
     /// The device number of the served folder.
     device: u64,
     devices: Mutex<HashMap<Digest, Device>>,
@@ -74,40 +75,62 @@ impl fuse::Bytes for Files {
 }
 
 impl Served {
-    /// Serves on `dir`: goes on with `held`, a predecessor's connection, or mounts anew.
-    pub(crate) fn start(
+    /// Mounts on `dir` and serves.
+    pub(crate) fn mount(dir: &Path, holding: &Holding) -> Result<Self, BackendError> {
+        fs::create_dir_all(dir).map_err(|source| BackendError::io("making", dir, source))?;
+        let options = fuse_options("hermes-layers", fuse::Access::Everybody);
+        let connection = Connection::mount(dir, &options)?;
+        let mut served = Self::over(dir, connection, None)?;
+        served.begin()?;
+        if let Some(session) = &served.session {
+            let note = session.negotiated().to_bytes();
+            holding.put(SERVED, &note, session.connection().as_fd())?;
+        }
+        raise_read_ahead(dir);
+        Ok(served)
+    }
+
+    /// Takes over a predecessor's connection. Its readers wait until [`begin`](Self::begin), which is
+    /// for when all its layers are [adopted](Self::adopt): the kernel sends again what was not
+    /// answered, and a file that is not there yet would be an error.
+    pub(crate) fn resume(
         dir: &Path,
-        held: Option<(Connection, Option<Negotiated>)>,
-        holding: &Holding,
+        connection: Connection,
+        note: Option<Negotiated>,
+    ) -> Result<Self, BackendError> {
+        Self::over(dir, connection, note)
+    }
+
+    fn over(
+        dir: &Path,
+        connection: Connection,
+        note: Option<Negotiated>,
     ) -> Result<Self, BackendError> {
         let files = Arc::new(Files::default());
         let fs = Arc::new(LayersFs::new(Arc::clone(&files) as Arc<dyn fuse::Bytes>));
-        let (connection, negotiated) = match held {
-            Some((connection, note)) => (connection, note),
-            None => {
-                fs::create_dir_all(dir)
-                    .map_err(|source| BackendError::io("making", dir, source))?;
-                (
-                    Connection::mount(
-                        dir,
-                        &fuse_options("hermes-layers", fuse::Access::Everybody),
-                    )?,
-                    None,
-                )
-            }
-        };
-        let fresh = negotiated.is_none();
-        let options = SessionOptions { threads: THREADS, negotiated };
-        let session =
-            Session::start(connection, Arc::clone(&fs) as Arc<dyn fuse::Filesystem>, &options)?;
-        if fresh {
-            let note = session.negotiated().to_bytes();
-            holding.put(SERVED, &note, session.connection().as_fd())?;
-            raise_read_ahead(dir);
+        // Nobody may be there to answer a `stat`; the device number is known without.
+        let device = sys::mount::location(dir)
+            .map_err(|source| BackendError::io("looking at", dir, source))?
+            .device;
+        Ok(Self {
+            dir: dir.to_owned(),
+            fs,
+            files,
+            waiting: Some((connection, note)),
+            session: None,
+            device: rustix::fs::makedev(device.major, device.minor),
+            devices: Mutex::default(),
+        })
+    }
+
+    /// Begins to answer.
+    pub(crate) fn begin(&mut self) -> Result<(), BackendError> {
+        if let Some((connection, negotiated)) = self.waiting.take() {
+            let fs = Arc::clone(&self.fs) as Arc<dyn fuse::Filesystem>;
+            let options = SessionOptions { threads: THREADS, negotiated };
+            self.session = Some(Session::start(connection, fs, &options)?);
         }
-        let device =
-            fs::metadata(dir).map_err(|source| BackendError::io("looking at", dir, source))?.dev();
-        Ok(Self { dir: dir.to_owned(), fs, files, session, device, devices: Mutex::default() })
+        Ok(())
     }
 
     /// A loop device over `layer`, made if there is none. Each call needs one

@@ -75,7 +75,7 @@ pub(super) async fn serve(
 async fn finish(daemon: Arc<Daemon>) -> Result<()> {
     tokio::task::spawn_blocking(move || {
         daemon.stop();
-        if !daemon.has_mounts() {
+        if !daemon.is_needed() {
             // Nothing is left to be held.
             let keeper = keeper::Client::connect(&daemon.root.join("keeper.sock"));
             if let Ok(keeper) = keeper {
