@@ -264,7 +264,7 @@ pub(crate) enum CacheCommand {
 /// What the daemon can be told.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct DaemonTuning {
-    /// Disk space that layers may take [default: no limit but the disk's]
+    /// Disk space that layers may take; kept by removing those that no mount uses [default: no limit]
     #[arg(long, value_parser = size, value_name = "SIZE")]
     pub(crate) quota: Option<u64>,
 }

@@ -32,16 +32,40 @@ impl Daemon {
             let pruned = self.store.prune()?;
             return Ok(json!({ "layers": pruned.layers, "freed": pruned.bytes }));
         };
-        let mut layers = self.store.list()?;
-        layers.sort_by_key(|layer| layer.last_used);
-        for layer in layers.into_iter().filter(|layer| !layer.is_open) {
+        for digest in self.unused_layers()? {
             if self.store.usage()? <= keep {
                 break;
             }
-            freed += self.store.remove(&layer.digest)?;
+            freed += self.store.remove(&digest)?;
             removed += 1;
         }
         Ok(json!({ "layers": removed, "freed": freed }))
+    }
+
+    /// Removes layers that no mount uses until the cache fits its quota, with `coming` bytes more.
+    pub(super) fn make_room(&self, coming: u64) -> Result<()> {
+        let excess = self.store.excess(coming)?;
+        let mut freed = 0;
+        for digest in self.unused_layers()? {
+            if freed >= excess {
+                break;
+            }
+            freed += self.store.remove(&digest)?;
+            tracing::info!(layer = %digest, "unused layer removed to make room");
+        }
+        if freed < excess {
+            let missing = excess - freed;
+            tracing::warn!(missing, "the cache exceeds its quota: mounted images need the room");
+        }
+        Ok(())
+    }
+
+    /// The layers that no mount uses, the least recently used first.
+    fn unused_layers(&self) -> Result<Vec<Digest>> {
+        let mut layers = self.store.list()?;
+        layers.retain(|layer| !layer.is_open);
+        layers.sort_by_key(|layer| layer.last_used);
+        Ok(layers.into_iter().map(|layer| layer.digest).collect())
     }
 
     /// Compares every present span with its checksum.

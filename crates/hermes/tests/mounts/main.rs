@@ -341,3 +341,16 @@ fn a_layer_that_is_not_what_the_manifest_says_is_refused() {
     assert!(!output.status.success());
     assert!(std::fs::read_dir(&dir).map_or(0, Iterator::count) == 0);
 }
+
+#[test]
+fn a_quota_is_kept_by_removing_what_no_mount_uses() {
+    let setup = Setup::new();
+    let (first, _) = image(&setup, "first", 4, 1 << 20);
+    let (second, contents) = image(&setup, "second", 4, 1 << 20);
+    let dir = setup.mount(&first, "first", &["--quota", "6m"]);
+    setup.ok(&["umount", dir.to_str().unwrap()]);
+    let dir = setup.mount(&second, "second", &[]);
+    setup.until_sealed();
+    assert!(setup.status()["cache_bytes"].as_u64().unwrap() <= 6 << 20);
+    check(&dir, &contents);
+}
