@@ -5,27 +5,12 @@ mod refusals;
 mod round_trip;
 
 use tree::{Limits, Tree};
-use ztoc::{EntryKind, Mtime, TocEntry};
+use ztoc::{EntryKind, TocEntry};
 
 use crate::{Device, ImageInfo, WriteError, reader::Listing, write_image};
 
 fn entry(kind: EntryKind, name: &[u8]) -> TocEntry {
-    TocEntry {
-        name: name.to_vec(),
-        kind,
-        offset: 512,
-        size: 0,
-        linkname: Vec::new(),
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        uname: Vec::new(),
-        gname: Vec::new(),
-        mtime: Mtime::default(),
-        device: (1, 3),
-        pax: Vec::new(),
-        sparse: None,
-    }
+    TocEntry { offset: 512, device: (1, 3), ..TocEntry::new(name, kind) }
 }
 
 fn file(name: &str, offset: u64, size: u64) -> TocEntry {

@@ -38,26 +38,15 @@ const FARTHEST: u64 = 16 << 20;
 
 #[cfg(test)]
 mod tests {
-    use ztoc::{EntryKind, Mtime};
+    use ztoc::EntryKind;
 
     use super::*;
 
     fn toc(files: &[(&str, u64, u64)]) -> Vec<TocEntry> {
         let entry = |&(name, offset, size): &(&str, u64, u64)| TocEntry {
-            name: name.as_bytes().to_vec(),
-            kind: EntryKind::File,
             offset,
             size,
-            linkname: Vec::new(),
-            mode: 0o644,
-            uid: 0,
-            gid: 0,
-            uname: Vec::new(),
-            gname: Vec::new(),
-            mtime: Mtime::default(),
-            device: (0, 0),
-            pax: Vec::new(),
-            sparse: None,
+            ..TocEntry::new(name, EntryKind::File)
         };
         files.iter().map(entry).collect()
     }

@@ -16,7 +16,7 @@ use sys::journal::Journal;
 use sys::loop_device::LoopDevice;
 use sys::mount::Unmount;
 use tree::Tree;
-use ztoc::{EntryKind, Mtime, TocEntry};
+use ztoc::{EntryKind, TocEntry};
 
 use crate::error::BackendError;
 use crate::front_ends::{fuse_options, in_full};
@@ -77,7 +77,8 @@ impl Ground {
     fn new(dir: &Path) -> Result<Self, BackendError> {
         let failed = |source| BackendError::io("preparing", dir, source);
         fs::create_dir_all(dir.join("mnt")).map_err(failed)?;
-        let layer = [entry(b"file", EntryKind::File, CONTENT.len() as u64)];
+        let size = CONTENT.len() as u64;
+        let layer = [TocEntry { size, ..TocEntry::new("file", EntryKind::File) }];
         let tree = Tree::merge(&[&layer], &tree::Limits::default());
         let tree = tree.map_err(|err| failed(io::Error::other(err)))?;
         let mut image = Vec::new();
@@ -166,25 +167,6 @@ struct OneFile(File);
 impl fuse::Bytes for OneFile {
     fn read(&self, _layer: u32, range: std::ops::Range<u64>, then: BytesThen) {
         then(Ok((&self.0, range.start)));
-    }
-}
-
-fn entry(name: &[u8], kind: EntryKind, size: u64) -> TocEntry {
-    TocEntry {
-        name: name.to_vec(),
-        kind,
-        offset: 0,
-        size,
-        linkname: Vec::new(),
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        uname: Vec::new(),
-        gname: Vec::new(),
-        mtime: Mtime::default(),
-        device: (0, 0),
-        pax: Vec::new(),
-        sparse: None,
     }
 }
 

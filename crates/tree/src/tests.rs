@@ -11,20 +11,11 @@ use crate::{Limits, MergeError, NodeKind, Tree};
 
 pub(crate) fn entry(kind: EntryKind, name: &str) -> TocEntry {
     TocEntry {
-        name: name.into(),
-        kind,
         offset: 512,
-        size: 0,
-        linkname: Vec::new(),
-        mode: 0o644,
         uid: 1,
         gid: 1,
-        uname: Vec::new(),
-        gname: Vec::new(),
         mtime: Mtime { seconds: 7, nanos: 8 },
-        device: (0, 0),
-        pax: Vec::new(),
-        sparse: None,
+        ..TocEntry::new(name, kind)
     }
 }
 

@@ -73,6 +73,27 @@ pub struct TocEntry {
 }
 
 impl TocEntry {
+    /// An entry without data, owned by root, from 1970, that its owner may read and write.
+    #[must_use]
+    pub fn new(name: impl Into<Vec<u8>>, kind: EntryKind) -> Self {
+        Self {
+            name: name.into(),
+            kind,
+            offset: 0,
+            size: 0,
+            linkname: Vec::new(),
+            mode: 0o644,
+            uid: 0,
+            gid: 0,
+            uname: Vec::new(),
+            gname: Vec::new(),
+            mtime: Mtime::default(),
+            device: (0, 0),
+            pax: Vec::new(),
+            sparse: None,
+        }
+    }
+
     /// The extended attributes: (name, value), sorted by name.
     pub fn xattrs(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.pax.iter().filter_map(|(key, value)| {

@@ -10,20 +10,10 @@ use ztoc::{EntryKind, Mtime, SparseMap, TocEntry};
 
 pub(crate) fn entry(kind: EntryKind, name: &str) -> TocEntry {
     TocEntry {
-        name: name.into(),
-        kind,
         offset: 512,
-        size: 0,
-        linkname: Vec::new(),
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        uname: Vec::new(),
-        gname: Vec::new(),
         mtime: Mtime { seconds: 1_700_000_000, nanos: 123_456_789 },
         device: (1, 3),
-        pax: Vec::new(),
-        sparse: None,
+        ..TocEntry::new(name, kind)
     }
 }
 

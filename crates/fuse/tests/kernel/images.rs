@@ -10,22 +10,8 @@ use crate::support::{LayerBytes, Layers, When};
 
 /// An entry without data.
 pub(crate) fn entry(name: &str, kind: EntryKind) -> TocEntry {
-    TocEntry {
-        name: name.as_bytes().to_vec(),
-        kind,
-        offset: 0,
-        size: 0,
-        linkname: Vec::new(),
-        mode: 0o644,
-        uid: 0,
-        gid: 0,
-        uname: Vec::new(),
-        gname: Vec::new(),
-        mtime: Mtime { seconds: 1_700_000_000, nanos: 0 },
-        device: (0, 0),
-        pax: Vec::new(),
-        sparse: None,
-    }
+    let mtime = Mtime { seconds: 1_700_000_000, nanos: 0 };
+    TocEntry { mtime, ..TocEntry::new(name, kind) }
 }
 
 pub(crate) fn file(name: &str, offset: u64, size: u64) -> TocEntry {
