@@ -108,13 +108,14 @@ impl FrontEnds {
             Err(err) => (Err(err), Vec::new()),
         };
         fs::create_dir_all(root.join(MOUNTS))?;
+        let served = Served::resume(&root.join(SERVED), &holding);
         let front_ends = Self {
             root: root.to_owned(),
             holding,
             precontent: precontent
                 .inspect_err(|err| tracing::info!(error = %in_full(err), "no pre-content events"))
                 .ok(),
-            served: Mutex::default(),
+            served: Mutex::new(served),
             mounts: Mutex::default(),
             probe: OnceLock::new(),
             resumed,
@@ -270,6 +271,10 @@ impl FrontEnds {
             for layer in looped.flat_map(|mount| &mount.layers) {
                 served.mounted(layer);
             }
+        }
+        // A predecessor may have died between the end of its last mount and this.
+        if let Some(idle) = served.take_if(|served| served.is_idle()) {
+            idle.unmount(&self.holding);
         }
         drop(served);
         match &self.precontent {
@@ -524,6 +529,13 @@ impl FrontEnds {
         }
     }
 
+    /// Whether a detached mount waits for the kernel to let go of it: [`reap`](Self::reap) is to be
+    /// tried again.
+    #[must_use]
+    pub fn has_detached(&self) -> bool {
+        self.mounts.lock().values().any(|mount| mount.state == MountState::Detached)
+    }
+
     /// Whether a detached mount is still read by somebody whom no other mount stands for.
     fn is_used(&self, mount: &Mount, all: &BTreeMap<String, Mount>) -> bool {
         let elsewhere = |other: &Mount| {
@@ -541,7 +553,9 @@ impl FrontEnds {
     fn is_alive(&self, record: &Record, image: &ImageToMount) -> bool {
         match record.backend {
             Backend::Erofs | Backend::ErofsLoop => self.kernel_has(record, &image.layers),
-            Backend::Fuse => false,
+            Backend::Fuse => self.holding.get(&session_name(record)).is_some_and(|(_, fd)| {
+                Connection::from_fd(fd).and_then(|held| held.is_connected()).unwrap_or(false)
+            }),
         }
     }
 
@@ -587,11 +601,10 @@ impl FrontEnds {
     /// One erofs-loop mount less uses `layer`.
     fn release(&self, layer: &Layer) {
         let mut served = self.served.lock();
-        let Some(some) = served.as_ref() else { return };
-        some.release(layer);
-        if some.is_idle()
-            && let Some(idle) = served.take()
-        {
+        if let Some(served) = served.as_ref() {
+            served.release(layer);
+        }
+        if let Some(idle) = served.take_if(|served| served.is_idle()) {
             idle.unmount(&self.holding);
         }
     }
@@ -603,13 +616,7 @@ impl FrontEnds {
         let mut served = self.served.lock();
         let running = match served.take() {
             Some(running) => running,
-            None => match self.holding.get(SERVED) {
-                None => Served::mount(&self.root.join(SERVED), &self.holding)?,
-                Some((note, fd)) => {
-                    let note = Negotiated::from_bytes(&note);
-                    Served::resume(&self.root.join(SERVED), Connection::from_fd(fd)?, note)?
-                }
-            },
+            None => Served::mount(&self.root.join(SERVED), &self.holding)?,
         };
         act(served.insert(running))
     }

@@ -19,7 +19,7 @@ use sys::fanotify::FileId;
 use sys::loop_device::{Access, Caching, LoopDevice, LoopOptions, OnLastClose};
 
 use crate::error::BackendError;
-use crate::front_ends::{fuse_options, raise_read_ahead};
+use crate::front_ends::{fuse_options, in_full, raise_read_ahead};
 use crate::holding::Holding;
 
 /// The served folder and the loop devices over its files.
@@ -90,15 +90,20 @@ impl Served {
         Ok(served)
     }
 
-    /// Takes over a predecessor's connection. Its readers wait until [`begin`](Self::begin), which is
-    /// for when all its layers are [adopted](Self::adopt): the kernel sends again what was not
-    /// answered, and a file that is not there yet would be an error.
-    pub(crate) fn resume(
-        dir: &Path,
-        connection: Connection,
-        note: Option<Negotiated>,
-    ) -> Result<Self, BackendError> {
-        Self::over(dir, connection, note)
+    /// Takes over a predecessor's connection, if there is one. Its readers wait until
+    /// [`begin`](Self::begin), which is for when all its layers are [adopted](Self::adopt): the kernel
+    /// sends again what was not answered, and a file that is not there yet would be an error.
+    pub(crate) fn resume(dir: &Path, holding: &Holding) -> Option<Self> {
+        let (note, fd) = holding.get(SERVED)?;
+        let resumed = Connection::from_fd(fd)
+            .map_err(BackendError::from)
+            .and_then(|connection| Self::over(dir, connection, Negotiated::from_bytes(&note)));
+        resumed
+            .inspect_err(|err| {
+                let error = in_full(err);
+                tracing::error!(dir = %dir.display(), error, "served layers cannot be taken over; their readers wait");
+            })
+            .ok()
     }
 
     fn over(

@@ -8,6 +8,7 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 
+use rustix::event::{PollFd, PollFlags, Timespec};
 use rustix::fs::{FileType, Mode, OFlags};
 
 use crate::mount::{Bdi, FsContext, MountAttrFlags, location};
@@ -122,6 +123,18 @@ impl Connection {
     #[must_use]
     pub fn has_default_permissions(&self) -> bool {
         self.default_permissions
+    }
+
+    /// Whether the kernel still has the file system, wherever it is mounted, and even if it is mounted
+    /// nowhere any more but somebody has a file of it open.
+    ///
+    /// # Errors
+    /// When the descriptor cannot be polled.
+    pub fn is_connected(&self) -> io::Result<bool> {
+        let mut fds = [PollFd::new(&self.device, PollFlags::IN)];
+        let now = Timespec { tv_sec: 0, tv_nsec: 0 };
+        rustix::event::poll(&mut fds, Some(&now))?;
+        Ok(!fds[0].revents().contains(PollFlags::ERR))
     }
 
     /// Reads one request and gives its length; `None` if there is none now.

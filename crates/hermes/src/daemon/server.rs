@@ -3,7 +3,7 @@
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use mounts::Holding;
@@ -63,6 +63,11 @@ pub(super) async fn serve(
             // Whoever started us has closed the terminal; that is nothing to us.
             _ = hangup.recv() => {}
             Some(_) = tasks.join_next() => {}
+            // The kernel tells nobody when the last user of a detached mount has gone.
+            () = tokio::time::sleep(REAP_AGAIN), if daemon.front_ends.has_detached() => {
+                let daemon = Arc::clone(&daemon);
+                tokio::task::spawn_blocking(move || daemon.reap()).await?;
+            }
         }
     }
     // The watch may be waiting on a thread that cannot be interrupted.
@@ -73,6 +78,14 @@ pub(super) async fn serve(
 }
 
 async fn finish(daemon: Arc<Daemon>) -> Result<()> {
+    // An unmount that was just asked for is not over when umount(2) returns: the kernel lets go of
+    // the file system a little later. Then nothing needs to stay.
+    let patience = Instant::now() + LET_GO;
+    while daemon.front_ends.has_detached() && Instant::now() < patience {
+        tokio::time::sleep(SOON).await;
+        let daemon = Arc::clone(&daemon);
+        tokio::task::spawn_blocking(move || daemon.reap()).await?;
+    }
     tokio::task::spawn_blocking(move || {
         daemon.stop();
         if !daemon.is_needed() {
@@ -212,5 +225,8 @@ async fn send(writer: &mut OwnedWriteHalf, reply: &Reply) -> io::Result<()> {
     writer.write_all(&line).await
 }
 
+const REAP_AGAIN: Duration = Duration::from_millis(500);
+const LET_GO: Duration = Duration::from_secs(1);
+const SOON: Duration = Duration::from_millis(20);
 const KEEPER_PATIENCE: Duration = Duration::from_millis(500);
 const MOST_REQUEST: u64 = 1 << 20;

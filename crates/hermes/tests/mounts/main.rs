@@ -298,24 +298,28 @@ fn what_cannot_be_mounted_is_refused_in_a_sentence() {
 
 #[test]
 fn a_busy_mount_is_not_unmounted_unless_it_is_detached() {
-    let setup = Setup::new();
-    let (name, contents) = image(&setup, "busy", 4, 1 << 20);
-    setup.index(&name);
-    let dir = setup.mount(&name, "mnt", &["--completion", "never", "--backend", "erofs"]);
-    let file = std::fs::File::open(dir.join(&contents[2].0)).unwrap();
-    let said = setup.fails(5, &["umount", dir.to_str().unwrap()]);
-    assert!(said.contains("in use"), "{said}");
-    setup.ok(&["umount", "--lazy", dir.to_str().unwrap()]);
-    assert_eq!(setup.status()["mounts"][0]["state"], "detached");
-    // Whoever still has it open gets the right bytes, also from another daemon.
-    setup.kill_daemon();
-    let mut found = Vec::new();
-    std::io::Read::read_to_end(&mut &file, &mut found).unwrap();
-    assert!(found == contents[2].1);
-    drop(file);
-    setup.until("the detached mount is gone", || {
-        setup.status()["mounts"].as_array()?.is_empty().then_some(())
-    });
+    for backend in ["erofs", "erofs-loop", "fuse"] {
+        let setup = Setup::new();
+        let (name, contents) = image(&setup, "busy", 4, 1 << 20);
+        setup.index(&name);
+        let dir = setup.mount(&name, "mnt", &["--completion", "never", "--backend", backend]);
+        let file = std::fs::File::open(dir.join(&contents[2].0)).unwrap();
+        let said = setup.fails(5, &["umount", dir.to_str().unwrap()]);
+        assert!(said.contains("in use"), "{said}");
+        setup.ok(&["umount", "--lazy", dir.to_str().unwrap()]);
+        assert_eq!(setup.status()["mounts"][0]["state"], "detached", "{backend}");
+        // Whoever still has it open gets the right bytes, also from another daemon.
+        setup.kill_daemon();
+        let mut found = Vec::new();
+        std::io::Read::read_to_end(&mut &file, &mut found).unwrap();
+        assert!(found == contents[2].1, "{backend}");
+        drop(file);
+        setup.until("the detached mount is gone", || {
+            setup.status()["mounts"].as_array()?.is_empty().then_some(())
+        });
+        let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(!mounts.contains(setup.path("").to_str().unwrap()), "{backend}: {mounts}");
+    }
 }
 
 #[test]
