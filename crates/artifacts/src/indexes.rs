@@ -3,7 +3,7 @@
 use futures_util::StreamExt;
 use futures_util::stream;
 use oci::soci::{self, SociIndex, Version, ZtocEntry};
-use oci::{Descriptor, Digest};
+use oci::{Descriptor, Digest, Manifest};
 
 use crate::index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex};
 use crate::local::MAX_DOCUMENT;
@@ -18,7 +18,7 @@ pub struct FoundIndexes {
     pub reason: String,
 }
 
-/// Finds an index for each layer: in the store, then by the manifest's annotation, then among the
+/// Finds an index for each layer of the image with this manifest: in the store, then by the manifest's annotation, then among the
 /// referrers. What is found remotely is stored.
 ///
 /// An image without an index, or with one that cannot be had or used, is no error: the reason says
@@ -28,11 +28,11 @@ pub struct FoundIndexes {
 /// When the store itself fails.
 pub async fn find_indexes(
     origin: &Origin,
-    image: &Image,
+    (descriptor, manifest): (&Descriptor, &Manifest),
     store: &IndexStore,
 ) -> Result<FoundIndexes, StoreIndexError> {
-    let mut layers = Vec::with_capacity(image.layers.len());
-    for layer in &image.layers {
+    let mut layers = Vec::with_capacity(manifest.layers.len());
+    for layer in &manifest.layers {
         layers.push(store.load(&layer.digest)?);
     }
     if layers.iter().all(Option::is_some) {
@@ -41,7 +41,7 @@ pub async fn find_indexes(
             reason: "an index of every layer is on this machine".to_owned(),
         });
     }
-    let (index, from) = match remote_index(origin, image).await {
+    let (index, from) = match remote_index(origin, descriptor, manifest).await {
         Ok(Some(found)) => found,
         Ok(None) => {
             let reason = "no index in the registry: neither annotation nor referrer".to_owned();
@@ -52,26 +52,27 @@ pub async fn find_indexes(
             return Ok(FoundIndexes { layers, reason });
         }
     };
-    let reason = fetch_ztocs(origin, image, store, (&index, from), &mut layers).await?;
+    let reason = fetch_ztocs(origin, manifest, store, (&index, from), &mut layers).await?;
     Ok(FoundIndexes { layers, reason })
 }
 
 /// The index that the image's place has for it, and how it was found.
 async fn remote_index(
     origin: &Origin,
-    image: &Image,
+    descriptor: &Descriptor,
+    manifest: &Manifest,
 ) -> Result<Option<(SociIndex, IndexOrigin)>, OriginError> {
-    if let Some(digest) = soci::index_of(&image.manifest) {
+    if let Some(digest) = soci::index_of(manifest) {
         let descriptor = Descriptor::new(oci::media_type::OCI_MANIFEST, digest, 0);
         match read_index(origin, &descriptor).await {
             Ok(index) => return Ok(Some((index, IndexOrigin::Annotation))),
             // The image was copied without its index; a referrer may be there all the same.
             Err(err) => {
-                tracing::debug!(image = image.name, error = %err, "annotated index is gone");
+                tracing::debug!(image = %origin.name(), error = %err, "annotated index is gone");
             }
         }
     }
-    let subject = &image.descriptor.digest;
+    let subject = &descriptor.digest;
     let found = origin.referrers(subject, Version::V1.artifact_type()).await?;
     match found.first() {
         Some(first) => Ok(Some((read_index(origin, first).await?, IndexOrigin::Referrer))),
@@ -90,13 +91,13 @@ async fn read_index(origin: &Origin, descriptor: &Descriptor) -> Result<SociInde
 /// Fetches the zTOCs that are missing, several at a time, and says how it went.
 async fn fetch_ztocs(
     origin: &Origin,
-    image: &Image,
+    manifest: &Manifest,
     store: &IndexStore,
     (index, from): (&SociIndex, IndexOrigin),
     layers: &mut [Option<StoredIndex>],
 ) -> Result<String, StoreIndexError> {
     let mut wanted = Vec::new();
-    for (place, layer) in image.layers.iter().enumerate() {
+    for (place, layer) in manifest.layers.iter().enumerate() {
         let missing = layers.get(place).is_some_and(Option::is_none);
         if let (true, Some(ztoc)) = (missing, index.ztoc_for_layer(&layer.digest)) {
             wanted.push(fetch_ztoc(origin.clone(), place, ztoc.clone()));
@@ -105,7 +106,7 @@ async fn fetch_ztocs(
     let mut trouble = None;
     let mut answers = stream::iter(wanted).buffer_unordered(ZTOCS_AT_A_TIME);
     while let Some((place, answer)) = answers.next().await {
-        let Some(layer) = image.layers.get(place) else { continue };
+        let Some(layer) = manifest.layers.get(place) else { continue };
         let stored = match answer {
             Ok(bytes) => store.save(&layer.digest, layer.size, &bytes, from),
             Err(err) => {

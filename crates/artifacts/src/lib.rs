@@ -10,4 +10,4 @@ pub use index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex};
 pub use indexes::{FoundIndexes, PushIndexError, find_indexes, push_indexes};
 pub use local::LocalError;
 pub use name::{ImageName, ParseImageNameError};
-pub use origin::{BlobStream, Image, ImageLayer, Origin, OriginError};
+pub use origin::{BlobStream, FoundManifest, Image, ImageLayer, Origin, OriginError};

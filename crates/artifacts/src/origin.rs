@@ -92,6 +92,15 @@ pub struct ImageLayer {
     pub diff_id: Digest,
 }
 
+/// What a name stands for on one platform.
+#[derive(Debug, Clone)]
+pub struct FoundManifest {
+    /// The manifest's.
+    pub descriptor: Descriptor,
+    /// The manifest, parsed.
+    pub manifest: Manifest,
+}
+
 /// An image for one platform, resolved to digests.
 #[derive(Debug, Clone)]
 pub struct Image {
@@ -207,36 +216,51 @@ impl Origin {
     /// # Errors
     /// [`OriginError`] says which of them could not be had.
     pub async fn resolve(&self, platform: &Platform) -> Result<Image, OriginError> {
-        let (mut descriptor, bytes) = self.root().await?;
+        self.configure(self.find(platform).await?, platform).await
+    }
+
+    /// The first half of [`resolve`](Self::resolve): what the name stands for on `platform`. With it,
+    /// an index can be looked for while the configuration is on its way.
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub async fn find(&self, platform: &Platform) -> Result<FoundManifest, OriginError> {
+        let (descriptor, bytes) = self.root().await?;
         let parsed = parse_manifest(Some(&descriptor.media_type), &bytes);
-        let manifest = match parsed.map_err(|err| self.not_an_image(&err))? {
-            ManifestOrIndex::Manifest(manifest) => manifest,
-            ManifestOrIndex::Index(index) => {
-                let chosen =
-                    index.image_for(platform).ok_or_else(|| OriginError::WrongPlatform {
-                        image: self.name.to_string(),
-                        wanted: platform.to_string(),
-                        available: platforms(&index),
-                    })?;
-                descriptor = chosen.clone();
-                let bytes = self.document(&descriptor).await?;
-                match parse_manifest(Some(&descriptor.media_type), &bytes) {
-                    Ok(ManifestOrIndex::Manifest(manifest)) => manifest,
-                    Ok(ManifestOrIndex::Index(_)) => {
-                        return Err(self.not_an_image(&"its index points at another index"));
-                    }
-                    Err(err) => return Err(self.not_an_image(&err)),
-                }
+        let index = match parsed.map_err(|err| self.not_an_image(&err))? {
+            ManifestOrIndex::Manifest(manifest) => {
+                return Ok(FoundManifest { descriptor, manifest });
             }
+            ManifestOrIndex::Index(index) => index,
         };
+        let descriptor = match index.image_for(platform) {
+            Some(chosen) => chosen.clone(),
+            None => return Err(self.wrong_platform(platform, platforms(&index))),
+        };
+        let bytes = self.document(&descriptor).await?;
+        match parse_manifest(Some(&descriptor.media_type), &bytes) {
+            Ok(ManifestOrIndex::Manifest(manifest)) => Ok(FoundManifest { descriptor, manifest }),
+            Ok(ManifestOrIndex::Index(_)) => {
+                Err(self.not_an_image(&"its index points at another index"))
+            }
+            Err(err) => Err(self.not_an_image(&err)),
+        }
+    }
+
+    /// The second half of [`resolve`](Self::resolve).
+    ///
+    /// # Errors
+    /// As [`resolve`](Self::resolve).
+    pub async fn configure(
+        &self,
+        found: FoundManifest,
+        platform: &Platform,
+    ) -> Result<Image, OriginError> {
+        let FoundManifest { descriptor, manifest } = found;
         let config = self.blob(&manifest.config.digest, MAX_DOCUMENT).await?;
         let config = ImageConfig::from_bytes(&config).map_err(|err| self.not_an_image(&err))?;
         if !config.platform().runs_on(platform) {
-            return Err(OriginError::WrongPlatform {
-                image: self.name.to_string(),
-                wanted: platform.to_string(),
-                available: vec![config.platform().to_string()],
-            });
+            return Err(self.wrong_platform(platform, vec![config.platform().to_string()]));
         }
         Image::from_parts(self.name.to_string(), descriptor, manifest, config)
     }
@@ -393,6 +417,14 @@ impl Origin {
 
     fn local_error(&self, source: LocalError) -> OriginError {
         OriginError::Local { image: self.name.to_string(), source }
+    }
+
+    fn wrong_platform(&self, wanted: &Platform, available: Vec<String>) -> OriginError {
+        OriginError::WrongPlatform {
+            image: self.name.to_string(),
+            wanted: wanted.to_string(),
+            available,
+        }
     }
 
     fn not_an_image(&self, why: &dyn std::fmt::Display) -> OriginError {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use artifacts::{Image, IndexStore, Origin, StoredIndex, find_indexes};
+use artifacts::{FoundManifest, Image, IndexStore, Origin, StoredIndex, find_indexes};
 use fill::{Engine, EngineOptions, Layer, LayerSpec};
 use mounts::{Backend, FrontEnds, Holding, MountState, layer_name};
 use oci::{Digest, Platform};
@@ -284,10 +284,11 @@ impl Daemon {
         let name = request.image.parse()?;
         let origin = Origin::open(&name, &self.client(&request.access))?;
         progress("resolving", 0, 0);
-        let image = origin.resolve(&platform(request.platform.as_deref())?).await?;
+        let platform = platform(request.platform.as_deref())?;
+        let found = origin.find(&platform).await?;
         let loaded = {
             let _one_at_a_time = self.preparing.lock().await;
-            self.prepare(&origin, &image, request, progress).await?
+            self.prepare(&origin, found, &platform, request, progress).await?
         };
         let (dir, backend) = (request.dir.clone(), request.backend);
         let to_mount = loaded.to_mount(&self.root);
@@ -303,14 +304,20 @@ impl Daemon {
     async fn prepare(
         &self,
         origin: &Origin,
-        image: &Image,
+        manifest: FoundManifest,
+        platform: &Platform,
         request: &MountRequest,
         progress: Progress<'_>,
     ) -> Result<Arc<LoadedImage>> {
-        if let Some(known) = self.images.lock().get(&image.descriptor.digest) {
+        if let Some(known) = self.images.lock().get(&manifest.descriptor.digest) {
             return Ok(Arc::clone(known));
         }
-        let found = find_indexes(origin, image, &self.indexes).await?;
+        let FoundManifest { descriptor, manifest: document } = &manifest;
+        let (image, found) = tokio::join!(
+            origin.configure(manifest.clone(), platform),
+            find_indexes(origin, (descriptor, document), &self.indexes),
+        );
+        let (image, found) = (&image?, found?);
         let mut indexes = Vec::new();
         let (done, total) = (Mutex::new(0), image.bytes());
         for (layer, index) in image.layers.iter().zip(found.layers) {

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::join;
 use oci::media_type::{DOCKER_MANIFEST, OCI_EMPTY, OCI_INDEX, OCI_MANIFEST};
 use oci::{Descriptor, Digest, Index, Manifest, ManifestOrIndex, parse_manifest};
 use reqwest::header::{ACCEPT, HeaderMap, LINK};
@@ -80,10 +81,7 @@ impl Exchange<'_> {
         subject: &Digest,
         artifact_type: Option<&str>,
     ) -> Result<Vec<Descriptor>, FetchError> {
-        let mut listed = match self.listed_referrers(subject, artifact_type).await? {
-            Some(listed) => listed,
-            None => self.fallback_index(subject).await?.manifests,
-        };
+        let mut listed = self.listed_or_tagged(subject, artifact_type).await?;
         let Some(wanted) = artifact_type else {
             return Ok(listed);
         };
@@ -99,6 +97,29 @@ impl Exchange<'_> {
             }
         }
         Ok(found)
+    }
+
+    async fn listed_or_tagged(
+        &self,
+        subject: &Digest,
+        artifact_type: Option<&str>,
+    ) -> Result<Vec<Descriptor>, FetchError> {
+        let listed = self.listed_referrers(subject, artifact_type);
+        let (listed, tagged) = if self.server.has_referrers_api() {
+            (listed.await?, None)
+        } else {
+            // Both at once: one after the other costs a round trip more where there is no API.
+            let (listed, tagged) = join(listed, self.fallback_index(subject)).await;
+            (listed?, Some(tagged))
+        };
+        match (listed, tagged) {
+            (Some(listed), _) => {
+                self.server.found_referrers_api();
+                Ok(listed)
+            }
+            (None, Some(tagged)) => Ok(tagged?.manifests),
+            (None, None) => Ok(self.fallback_index(subject).await?.manifests),
+        }
     }
 
     /// What the API lists, or `None` if there is no API.

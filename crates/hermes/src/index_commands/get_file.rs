@@ -43,7 +43,7 @@ async fn complete_indexes(
     image: &Image,
 ) -> Result<Vec<StoredIndex>> {
     let store = session.indexes()?;
-    let found = find_indexes(origin, image, &store).await?;
+    let found = find_indexes(origin, (&image.descriptor, &image.manifest), &store).await?;
     if found.layers.iter().all(Option::is_none) {
         return Err(no_index(image, &found.reason));
     }

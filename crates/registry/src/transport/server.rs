@@ -17,6 +17,7 @@ pub(crate) struct Server {
     pub(crate) is_own: bool,
     rest: Mutex<Rest>,
     ignores_ranges: AtomicBool,
+    has_referrers_api: AtomicBool,
 }
 
 /// How long a server is spared.
@@ -34,6 +35,7 @@ impl Server {
             is_own,
             rest: Mutex::default(),
             ignores_ranges: AtomicBool::new(false),
+            has_referrers_api: AtomicBool::new(false),
         }
     }
 
@@ -49,6 +51,15 @@ impl Server {
 
     pub(crate) fn may(&self, capability: Capability) -> bool {
         self.host.capabilities.contains(&capability)
+    }
+
+    /// Whether it was seen to list referrers. That it did not is not kept: it may learn to.
+    pub(crate) fn has_referrers_api(&self) -> bool {
+        self.has_referrers_api.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn found_referrers_api(&self) {
+        self.has_referrers_api.store(true, Ordering::Relaxed);
     }
 
     pub(crate) fn is_resting(&self) -> bool {
