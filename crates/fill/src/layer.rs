@@ -272,6 +272,14 @@ impl Layer {
         }
     }
 
+    /// Wants `range` before anybody reads it: behind what readers wait for, ahead of the rest.
+    pub fn prefetch(&self, range: Range<u64>) {
+        let Some(shared) = self.shared.upgrade() else { return };
+        let range = range.start..range.end.min(self.bytes());
+        let spans = self.spec.spans.spans_covering(range).map(|span| span.0);
+        shared.want(self.id, &self.not_present(spans), Class::ReadAhead);
+    }
+
     /// Wants what is worth having before anybody reads: the whole of a small layer.
     pub fn mounted(&self) {
         let Some(shared) = self.shared.upgrade() else { return };

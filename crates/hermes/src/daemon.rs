@@ -3,6 +3,7 @@
 mod cache_requests;
 mod images;
 mod ingest;
+mod program_files;
 mod report;
 mod server;
 mod source;
@@ -295,7 +296,7 @@ impl Daemon {
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
         // The image itself is in use and stays; what must go is what nobody uses.
         self.make_room(loaded.bytes_total().saturating_sub(loaded.bytes_present()))?;
-        self.complete(&loaded);
+        self.start(&loaded, &request.command);
         let mounted = mounts::Mounted { record, state: MountState::Served };
         Ok(report::of_mount(&mounted, Some(&loaded)))
     }
@@ -354,6 +355,22 @@ impl Daemon {
 
     fn is_whole(&self, layer: &artifacts::ImageLayer, index: &StoredIndex) -> Result<bool> {
         Ok(self.store.layer(&layer.digest, shape_of(index), None)?.is_sealed())
+    }
+
+    /// Starts what is done for a new mount: what its program needs first, then the rest.
+    fn start(&self, image: &Arc<LoadedImage>, command: &[String]) {
+        let config = &image.record.config.config;
+        let arguments = match command {
+            // Only what is read is to be fetched.
+            [] if !image.record.tuning.complete => Vec::new(),
+            [] => [config.entrypoint.as_slice(), &config.cmd].concat(),
+            command => command.to_vec(),
+        };
+        let (environment, working_dir) = (config.env.clone(), config.working_dir.clone());
+        let command = program_files::Command { arguments, environment, working_dir };
+        let of_program = Arc::clone(image);
+        tokio::task::spawn_blocking(move || program_files::prefetch(&of_program, &command));
+        self.complete(image);
     }
 
     /// Starts what is done without anybody asking: small layers whole, then everything.

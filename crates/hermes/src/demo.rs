@@ -190,6 +190,7 @@ impl Stage<'_> {
             // Only what is read is fetched: so the daemon has work to do whenever it is killed, and
             // what was fetched is what was needed.
             tuning: MountTuning { complete: false, ..MountTuning::default() },
+            command: self.arguments.command.clone(),
         })
     }
 

@@ -3,7 +3,6 @@
 
 mod build;
 mod get_file;
-mod resolve;
 mod show;
 mod span_bytes;
 mod verify;

@@ -31,6 +31,7 @@ pub(crate) fn mount(
             complete: arguments.completion == Completion::Now,
             deadline: arguments.deadline,
         },
+        command: Vec::new(),
     });
     let mounted: MountReport = client::ask_or_start(common, &output, &arguments.daemon, &request)?;
     output.result(&mounted, |mounted| {

@@ -33,6 +33,9 @@ pub(crate) struct MountRequest {
     pub(crate) access: Access,
     /// How the mount is served.
     pub(crate) tuning: MountTuning,
+    /// What will be run, for what it needs to be fetched ahead of it; empty for the image's own.
+    #[serde(default)]
+    pub(crate) command: Vec<String>,
 }
 
 /// How a mount is served; kept with the image, for the daemons to come.

@@ -43,6 +43,7 @@ pub(crate) fn run(
         platform: common.registry.platform.clone(),
         access: crate::registries::access(&common.registry)?,
         tuning: MountTuning::default(),
+        command: arguments.command.clone(),
     };
     let image = MountedImage::mount(common, output, request)?;
     let rootfs = Rootfs::over(image.dir(), dir.path())?;

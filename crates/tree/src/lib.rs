@@ -9,6 +9,7 @@ mod error;
 mod merge;
 mod names;
 mod number;
+mod resolve;
 mod xattr;
 
 use std::collections::BTreeMap;
@@ -17,6 +18,7 @@ use ztoc::{Mtime, SparseMap};
 
 pub use error::{EntryError, MergeError};
 pub use merge::Limits;
+pub use resolve::ResolveError;
 
 /// The number of a node in its [`Tree`]; the root is 0. The same layers always give the same
 /// numbers, so they may be handed to the kernel and survive a restart.

@@ -8,9 +8,8 @@ use anyhow::{Context, Result};
 use artifacts::{Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes};
 use index::BuildOptions;
 use parking_lot::Mutex;
-use tree::{FileData, Tree};
+use tree::{FileData, ResolveError, Tree};
 
-use super::resolve::{ResolveError, resolve};
 use super::span_bytes::{FileWriter, compressed_range, write_file};
 use super::{Session, no_index, not_found};
 use crate::stream::{index_layer, pieces, send};
@@ -22,8 +21,8 @@ pub(super) async fn get_file(session: &Session<'_>, name: &str, path: &str) -> R
     let data = {
         let tables: Vec<_> = indexes.iter().map(|index| index.toc.as_slice()).collect();
         let tree = Tree::merge(&tables, &tree::Limits::default()).context("merging the layers")?;
-        match resolve(&tree, path.as_bytes()) {
-            Ok(data) => data.clone(),
+        match tree.resolve(path.as_bytes()) {
+            Ok((_, data)) => data.clone(),
             Err(err @ ResolveError::Missing { .. }) => return Err(not_found(err.to_string())),
             Err(err) => return Err(err.into()),
         }

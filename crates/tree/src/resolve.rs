@@ -1,10 +1,10 @@
 //! A path in an image: as a process with the image as its root would resolve it.
 
-use tree::{FileData, NodeId, NodeKind, Tree};
+use crate::{FileData, NodeId, NodeKind, Tree};
 
 /// A path that does not lead to a regular file.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-pub(super) enum ResolveError {
+pub enum ResolveError {
     /// A name on the way does not exist.
     #[error("{} does not exist in the image", path.escape_ascii())]
     Missing {
@@ -24,46 +24,52 @@ pub(super) enum ResolveError {
     TooManyLinks,
 }
 
-/// The regular file at `path`; symbolic links are followed and never leave the image.
-pub(super) fn resolve<'t>(tree: &'t Tree, path: &[u8]) -> Result<&'t FileData, ResolveError> {
-    let mut links = 0;
-    let mut at = Tree::ROOT;
-    // What is still to be walked, the next name last.
-    let mut names: Vec<&[u8]> = path.split(|byte| *byte == b'/').rev().collect();
-    while let Some(name) = names.pop() {
-        if !tree.node(at).is_directory() {
-            return Err(wrong(tree, at));
-        }
-        match name {
-            b"" | b"." => continue,
-            b".." => {
-                at = tree.parent(at);
-                continue;
+impl Tree {
+    /// The regular file at `path`; symbolic links are followed and never leave the image.
+    ///
+    /// # Errors
+    /// [`ResolveError`] names what stood in the way.
+    pub fn resolve(&self, path: &[u8]) -> Result<(NodeId, &FileData), ResolveError> {
+        let tree = self;
+        let mut links = 0;
+        let mut at = Self::ROOT;
+        // What is still to be walked, the next name last.
+        let mut names: Vec<&[u8]> = path.split(|byte| *byte == b'/').rev().collect();
+        while let Some(name) = names.pop() {
+            if !tree.node(at).is_directory() {
+                return Err(wrong(tree, at));
             }
-            _ => {}
+            match name {
+                b"" | b"." => continue,
+                b".." => {
+                    at = tree.parent(at);
+                    continue;
+                }
+                _ => {}
+            }
+            let Some(child) = tree.child(at, name) else {
+                let mut path = absolute(tree, at);
+                path.extend_from_slice(if at == Self::ROOT { b"" } else { b"/" });
+                path.extend_from_slice(name);
+                return Err(ResolveError::Missing { path });
+            };
+            let NodeKind::Symlink(target) = &tree.node(child).kind else {
+                at = child;
+                continue;
+            };
+            links += 1;
+            if links > MAX_SYMLINKS {
+                return Err(ResolveError::TooManyLinks);
+            }
+            if target.starts_with(b"/") {
+                at = Self::ROOT;
+            }
+            names.extend(target.split(|byte| *byte == b'/').rev());
         }
-        let Some(child) = tree.child(at, name) else {
-            let mut path = absolute(tree, at);
-            path.extend_from_slice(if at == Tree::ROOT { b"" } else { b"/" });
-            path.extend_from_slice(name);
-            return Err(ResolveError::Missing { path });
-        };
-        let NodeKind::Symlink(target) = &tree.node(child).kind else {
-            at = child;
-            continue;
-        };
-        links += 1;
-        if links > MAX_SYMLINKS {
-            return Err(ResolveError::TooManyLinks);
+        match &tree.node(at).kind {
+            NodeKind::File(data) => Ok((at, data)),
+            _ => Err(wrong(tree, at)),
         }
-        if target.starts_with(b"/") {
-            at = Tree::ROOT;
-        }
-        names.extend(target.split(|byte| *byte == b'/').rev());
-    }
-    match &tree.node(at).kind {
-        NodeKind::File(data) => Ok(data),
-        _ => Err(wrong(tree, at)),
     }
 }
 
@@ -107,7 +113,7 @@ mod tests {
         let mut indexer = ztoc::TarScanner::new(ztoc::Limits::default());
         indexer.push(&tar).unwrap();
         let toc = indexer.finish().unwrap().entries;
-        Tree::merge(&[&toc], &tree::Limits::default()).unwrap()
+        Tree::merge(&[&toc], &crate::Limits::default()).unwrap()
     }
 
     #[test]
@@ -124,14 +130,14 @@ mod tests {
             "lib/../lib/a",
             "../../usr/lib/a",
         ] {
-            assert_eq!(resolve(&tree, path.as_bytes()).map(|data| data.size), Ok(3), "{path}");
+            assert_eq!(tree.resolve(path.as_bytes()).map(|(_, data)| data.size), Ok(3), "{path}");
         }
     }
 
     #[test]
     fn what_is_no_file_is_named() {
         let tree = tree();
-        let message = |path: &str| resolve(&tree, path.as_bytes()).unwrap_err().to_string();
+        let message = |path: &str| tree.resolve(path.as_bytes()).unwrap_err().to_string();
         for (path, expected) in [
             ("none", "/none does not exist in the image"),
             ("dangling", "/usr/none does not exist in the image"),
