@@ -10,4 +10,6 @@ pub mod journal;
 pub mod loop_device;
 pub mod mount;
 pub mod namespace;
+pub mod scheduling;
 pub mod signals;
+pub mod tun;

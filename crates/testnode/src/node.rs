@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 use crate::cache::Cache;
@@ -188,6 +189,25 @@ impl Node {
         self.run("bash", &["-euo", "pipefail", "-c", lines])
     }
 
+    /// Calls `work` on a thread whose sockets and network devices are the node's.
+    ///
+    /// # Errors
+    /// When the network cannot be entered, or `work` panics.
+    pub fn in_network<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let place = format!("/proc/{}/ns/net", self.pid1());
+        let namespace = File::open(&place).with_context(|| format!("opening {place}"))?;
+        // A namespace is a thread's, and the caller's own must not stay there.
+        let done = std::thread::scope(|scope| {
+            let enter = || -> rustix::io::Result<T> {
+                move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+                Ok(work())
+            };
+            scope.spawn(enter).join()
+        });
+        let Ok(done) = done else { bail!("a thread in the network of a node panicked") };
+        done.context("entering the network of a node")
+    }
+
     /// Writes a file in the node, with the folders above it.
     ///
     /// # Errors
@@ -237,7 +257,10 @@ impl Drop for Inner {
 }
 
 /// Runs `command` to its end and returns what it wrote to stdout.
-pub(crate) fn output(command: &mut Command) -> Result<String> {
+///
+/// # Errors
+/// When it cannot be run or fails, with what it wrote to stderr.
+pub fn output(command: &mut Command) -> Result<String> {
     let shown = format!("{command:?}");
     let output = command.output().with_context(|| format!("running {shown}"))?;
     let text = String::from_utf8_lossy(&output.stdout).into_owned();

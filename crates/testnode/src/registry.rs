@@ -2,9 +2,10 @@
 
 use std::fs;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::daemon::Daemon;
+use crate::link::FAR_ADDRESS;
 use crate::node::Node;
 
 /// The state `LISTEN` in `/proc/net/tcp`.
@@ -25,7 +26,7 @@ htpasswd -Bbn "$USER" "$PASSWORD" > passwords
 printf '{"auths":{"reg.test:%s":{"auth":"%s"}}}' "$PORT" "$(printf %s "$USER:$PASSWORD" | base64)" > ~/.docker/config.json
 "#;
 
-/// A running Docker registry, on the node's loopback. Dropping it ends it; its content stays. Its log
+/// A running Docker registry. Dropping it ends it; its content stays. Its log
 /// (`registry-PORT`) has a line for each request.
 #[derive(Debug)]
 pub struct Registry {
@@ -43,7 +44,7 @@ impl Node {
     /// # Errors
     /// When it does not listen within a minute.
     pub fn registry(&self, port: u16) -> Result<Registry> {
-        let daemon = self.start_registry(port, "")?;
+        let daemon = self.start_registry("127.0.0.1", port, "")?;
         Ok(Registry { daemon, host: format!("127.0.0.1:{port}"), credentials: None })
     }
 
@@ -55,9 +56,37 @@ impl Node {
     /// # Errors
     /// When it does not listen within a minute.
     pub fn tls_registry(&self, port: u16) -> Result<Registry> {
+        self.start_tls_registry("127.0.0.1", port)
+    }
+
+    /// As [`Node::tls_registry`], for nodes that a link connects with this one, too: see
+    /// [`Node::use_registry_of`]. The node must have a network of its own.
+    ///
+    /// # Errors
+    /// When it does not listen within a minute.
+    pub fn linked_tls_registry(&self, port: u16) -> Result<Registry> {
+        self.start_tls_registry("0.0.0.0", port)
+    }
+
+    /// Makes `reg.test` the registry of the node at the far end of a link: name, certificate and
+    /// password.
+    ///
+    /// # Errors
+    /// When `far` never had such a registry.
+    pub fn use_registry_of(&self, far: &Self) -> Result<()> {
+        self.write("/etc/hosts", format!("127.0.0.1 localhost node\n{FAR_ADDRESS} reg.test\n"))?;
+        for file in ["etc/ssl/certs/ca-certificates.crt", "root/.docker/config.json"] {
+            let content = fs::read(far.path(file)).with_context(|| format!("reading {file}"))?;
+            self.write(file, content)?;
+        }
+        Ok(())
+    }
+
+    fn start_tls_registry(&self, address: &str, port: u16) -> Result<Registry> {
         let (user, password) = ("tester", "correct-horse");
         self.bash(&format!("USER={user} PASSWORD={password} PORT={port}\n{TLS_SETUP}"))?;
         let daemon = self.start_registry(
+            address,
             port,
             "  tls: {certificate: /etc/testnode-tls/reg.crt, key: /etc/testnode-tls/reg.key}\n\
              auth:\n  htpasswd: {realm: test, path: /etc/testnode-tls/passwords}\n",
@@ -69,7 +98,7 @@ impl Node {
         })
     }
 
-    fn start_registry(&self, port: u16, more: &str) -> Result<Daemon> {
+    fn start_registry(&self, address: &str, port: u16, more: &str) -> Result<Daemon> {
         let config = format!("/etc/docker/registry/testnode-{port}.yml");
         self.write(
             &config,
@@ -78,7 +107,7 @@ impl Node {
                  log: {{level: error}}\n\
                  storage:\n  filesystem: {{rootdirectory: /var/lib/docker-registry}}\n  \
                  delete: {{enabled: true}}\n\
-                 http:\n  addr: 127.0.0.1:{port}\n{more}"
+                 http:\n  addr: {address}:{port}\n{more}"
             ),
         )?;
         let mut daemon =
