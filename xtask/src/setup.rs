@@ -4,13 +4,11 @@
 //! interrupted set-up leaves nothing that looks finished.
 
 use std::env;
-use std::fs::{self, File};
-use std::os::fd::AsFd;
+use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
-use rustix::fs::{FlockOperation, flock};
 use testnode::{Cache, Network, Node, NodeOptions};
 
 use crate::program::{output, project_root, run_quietly};
@@ -54,32 +52,14 @@ pub(crate) fn setup() -> Result<()> {
     }
     require_kernel_features()?;
     let cache = Cache::locate();
-    fs::create_dir_all(cache.folder())
-        .with_context(|| format!("making {}", cache.folder().display()))?;
-    let lock_path = cache.folder().join("lock");
-    let lock = File::create(&lock_path).context("making the lock of the cache")?;
-    flock(lock.as_fd(), FlockOperation::LockExclusive).context("locking the cache")?;
+    let _lock = cache.lock()?;
 
     install_host_packages()?;
-    make(&cache.root(), make_root)?;
-    make(&cache.peers(), |out| make_peers(&cache, out))?;
+    Cache::make(&cache.root(), make_root)?;
+    Cache::make(&cache.peers(), |out| make_peers(&cache, out))?;
     println!("HERMES_TESTNODE_ROOT={}", cache.root().display());
     println!("HERMES_TEST_PEERS={}", cache.peers().display());
     Ok(())
-}
-
-/// Lets `how` fill a folder unless `path` exists, then gives it that name.
-fn make(path: &Path, how: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
-    if path.exists() {
-        return Ok(());
-    }
-    let partial = path.with_extension("partial");
-    if partial.exists() {
-        fs::remove_dir_all(&partial).with_context(|| format!("removing {}", partial.display()))?;
-    }
-    fs::create_dir(&partial).with_context(|| format!("making {}", partial.display()))?;
-    how(&partial)?;
-    fs::rename(&partial, path).with_context(|| format!("renaming {}", partial.display()))
 }
 
 /// Loads what the kernel has as modules, and fails if it lacks what no test can do without.

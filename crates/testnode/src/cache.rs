@@ -1,9 +1,12 @@
 //! Where the expensive parts lie: folders named by the content of the recipe that makes them.
 
 use std::env;
+use std::fs::{self, File};
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
+use rustix::fs::{FlockOperation, flock};
 use sha2::{Digest, Sha256};
 
 /// The recipe of the Debian root.
@@ -52,8 +55,45 @@ impl Cache {
     /// there or not.
     #[must_use]
     pub fn peers(&self) -> PathBuf {
-        let recipe: Vec<&str> = [ROOT_RECIPE].iter().chain(PEERS_RECIPE).copied().collect();
-        self.folder.join(format!("peers-{}", key(&recipe)))
+        self.part("peers", PEERS_RECIPE)
+    }
+
+    /// The folder of a part that is made on the Debian root by a recipe, whether it is there or not.
+    #[must_use]
+    pub fn part(&self, name: &str, recipe: &[&str]) -> PathBuf {
+        let recipe: Vec<&str> = [ROOT_RECIPE].iter().chain(recipe).copied().collect();
+        self.folder.join(format!("{name}-{}", key(&recipe)))
+    }
+
+    /// Lets one process at a time make parts, for as long as the value lives.
+    ///
+    /// # Errors
+    /// When the folder cannot be made or locked.
+    pub fn lock(&self) -> Result<File> {
+        fs::create_dir_all(&self.folder)
+            .with_context(|| format!("making {}", self.folder.display()))?;
+        let lock =
+            File::create(self.folder.join("lock")).context("making the lock of the cache")?;
+        flock(lock.as_fd(), FlockOperation::LockExclusive).context("locking the cache")?;
+        Ok(lock)
+    }
+
+    /// Lets `how` fill a folder unless `path` exists, then gives it that name: what is there is whole.
+    ///
+    /// # Errors
+    /// When a folder cannot be made or renamed, and what `how` fails with.
+    pub fn make(path: &Path, how: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+        if path.exists() {
+            return Ok(());
+        }
+        let partial = path.with_extension("partial");
+        if partial.exists() {
+            fs::remove_dir_all(&partial)
+                .with_context(|| format!("removing {}", partial.display()))?;
+        }
+        fs::create_dir(&partial).with_context(|| format!("making {}", partial.display()))?;
+        how(&partial)?;
+        fs::rename(&partial, path).with_context(|| format!("renaming {}", partial.display()))
     }
 
     /// The folder in which running nodes keep their changes.

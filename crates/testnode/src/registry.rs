@@ -38,6 +38,16 @@ pub struct Registry {
     pub credentials: Option<(String, String)>,
 }
 
+impl Registry {
+    /// User and password with a colon between them, as `--user` of `ctr` and `soci` takes them; only a
+    /// colon if it asks for nothing.
+    #[must_use]
+    pub fn user(&self) -> String {
+        let (user, password) = self.credentials.clone().unwrap_or_default();
+        format!("{user}:{password}")
+    }
+}
+
 impl Node {
     /// Starts a registry that speaks plain HTTP and asks for nothing, at `127.0.0.1:port`.
     ///

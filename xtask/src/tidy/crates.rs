@@ -19,7 +19,7 @@ const LAYERS: &[&[&str]] = &[
     &["artifacts", "fill", "testkit", "testnode"],
     &["fuse", "keeper"],
     &["mounts"],
-    &["hermes", "xtask"],
+    &["hermes", "xtask", "bench"],
 ];
 
 /// Crates that turn values into values: no clock, no socket, no runtime.

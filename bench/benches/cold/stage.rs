@@ -1,0 +1,85 @@
+//! The far side of the link: a node with the registry, which stays for all runs.
+
+use std::path::PathBuf;
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+use testnode::{Cache, Network, Node, NodeOptions, Registry};
+
+use crate::images::{Image, PORT, reference};
+use crate::systems::{HermesTuning, System};
+
+/// Lays what the registry will write over what is kept.
+const OVERLAY: &str = "mkdir -p /srv/upper /srv/work
+mount -t overlay overlay -o lowerdir=/bench/registry,upperdir=/srv/upper,workdir=/srv/work \
+  /var/lib/docker-registry";
+
+/// Reads what an image is made of, as a registry would have it in memory.
+const READ_BLOBS: &str = r#"
+cd /var/lib/docker-registry/docker/registry/v2
+for link in repositories/"$1"/_layers/sha256/* repositories/"$1"/_manifests/revisions/sha256/*; do
+  digest=${link##*/}
+  cat "blobs/sha256/${digest:0:2}/$digest/data"
+done > /dev/null
+"#;
+
+/// The registry's node, and what every near node is made of.
+#[derive(Debug)]
+pub(crate) struct Stage {
+    pub(crate) far: Node,
+    pub(crate) registry: Registry,
+    binds: Vec<(PathBuf, String)>,
+}
+
+/// An index that Hermes has built and pushed.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct BuiltIndex {
+    image: &'static str,
+    build_seconds: f64,
+}
+
+impl Stage {
+    /// Starts the registry.
+    pub(crate) fn set(storage: PathBuf, hermes: PathBuf) -> Result<Self> {
+        let binds = vec![
+            (Cache::locate().existing_peers()?, "/opt/peers".to_owned()),
+            (hermes, "/usr/local/bin/hermes".to_owned()),
+        ];
+        let kept = (storage, "/bench/registry".to_owned());
+        let options = NodeOptions { network: Network::Own, binds: [&binds[..], &[kept]].concat() };
+        let far = Node::start_with(&options)?;
+        far.bash(OVERLAY)?;
+        let registry = far.linked_tls_registry(PORT)?;
+        Ok(Self { far, registry, binds })
+    }
+
+    /// Builds and pushes the index of `image` for Hermes.
+    pub(crate) fn index(&self, image: Image, tuning: &HermesTuning) -> Result<BuiltIndex> {
+        let name = reference(System::Hermes, image);
+        let root = ["--root", "/var/lib/hermes/indexes"];
+        let more: Vec<&str> = tuning.index.iter().map(String::as_str).collect();
+        let begin = Instant::now();
+        let build = [&root[..], &["index", "build"], &more, &[&name]].concat();
+        self.far.run("hermes", &build).context("building an index")?;
+        let build_seconds = begin.elapsed().as_secs_f64();
+        self.far.run("hermes", &[&root[..], &["index", "push", &name]].concat())?;
+        Ok(BuiltIndex { image: image.name(), build_seconds })
+    }
+
+    /// A new node without anything, which knows the registry.
+    pub(crate) fn near(&self) -> Result<Node> {
+        let near =
+            Node::start_with(&NodeOptions { network: Network::Own, binds: self.binds.clone() })?;
+        near.use_registry_of(&self.far)?;
+        Ok(near)
+    }
+
+    /// Empties the page cache of the machine, but for what the registry would have in its own.
+    pub(crate) fn forget_files(&self, system: System, image: Image) -> Result<()> {
+        rustix::fs::sync();
+        std::fs::write("/proc/sys/vm/drop_caches", "3").context("dropping the page cache")?;
+        let repository = format!("{}/{}", system.name(), image.name());
+        self.far.run("bash", &["-euc", READ_BLOBS, "read", &repository]).map(drop)
+    }
+}

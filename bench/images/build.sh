@@ -1,0 +1,139 @@
+#!/bin/bash
+# Makes the images that are started, inside a test node with the host's network: build.sh LAYOUT
+#
+# Three images as their users make them: Debian, then packages, then the application, a gzip layer each.
+# This file is the whole recipe: the cache is keyed by its content.
+set -euo pipefail
+layout=$1
+# The mirror that the node itself was made from.
+mirror=$(awk '$1 == "deb" { print $2; exit }' /etc/apt/sources.list)
+cd /srv
+export DEBIAN_FRONTEND=noninteractive
+
+apt-get -qq update
+apt-get -qq install --yes --no-install-recommends -o Dpkg::Use-Pty=0 mmdebstrap util-linux-extra
+# For needed.sh, which has no network.
+cp /usr/bin/fincore "${layout%/*}/"
+# What a Debian base image leaves out.
+slim=(--dpkgopt='path-exclude=/usr/share/doc/*' --dpkgopt='path-include=/usr/share/doc/*/copyright'
+  --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*')
+mmdebstrap --quiet --mode=root --variant=minbase "${slim[@]}" \
+  --aptopt='Acquire::Check-Valid-Until "false";' --customize-hook='rm -rf "$1"/var/lib/apt/lists/*' bookworm base.tar "$mirror"
+
+umoci init --layout "$layout"
+umoci new --image "$layout:base"
+umoci raw add-layer --image "$layout:base" base.tar
+rm base.tar
+
+begin() { # the image NAME on the base
+  name=$1
+  umoci tag --image "$layout:base" "$name"
+  umoci unpack --image "$layout:$name" work
+}
+# Runs lines of bash in the image, with the host's way to the network.
+inside() {
+  cp /etc/ssl/certs/ca-certificates.crt work/rootfs/tmp/host-certificates
+  cp /etc/resolv.conf work/rootfs/etc/resolv.conf
+  mount -t proc proc work/rootfs/proc
+  chroot work/rootfs env "${network[@]}" PIP_CERT=/tmp/host-certificates bash -euc "$1"
+  umount work/rootfs/proc
+  rm work/rootfs/tmp/host-certificates
+}
+layer() { umoci repack --refresh-bundle --image "$layout:$name" work; }
+finish() { umoci config --image "$layout:$name" "$@"; rm -rf work; }
+network=()
+for setting in http_proxy https_proxy no_proxy PIP_INDEX_URL; do
+  [ -z "${!setting:-}" ] || network+=("$setting=${!setting}")
+done
+install='apt-get -qq update && apt-get -qq install --yes --no-install-recommends -o Dpkg::Use-Pty=0'
+clean='apt-get clean; rm -rf /var/lib/apt/lists/*'
+
+# A web server with a site of 50 MB.
+begin web
+inside "$install nginx; $clean"
+layer
+inside "rm /etc/dpkg/dpkg.cfg.d/*; $install debian-handbook; $clean
+mkdir /var/www/handbook
+for language in de-DE el-GR en-US fr-FR ja-JP pl-PL zh-CN; do
+  cp -rL /usr/share/doc/debian-handbook/html/\$language /var/www/handbook/
+done
+apt-get -qq purge --yes --autoremove debian-handbook"
+cat > work/rootfs/etc/nginx/nginx.conf <<'END'
+daemon off;
+worker_processes 2;
+pid /run/nginx.pid;
+error_log stderr;
+events { worker_connections 512; }
+http {
+  include mime.types;
+  access_log off;
+  sendfile on;
+  server { listen 8080; root /var/www/handbook; index index.html; }
+}
+END
+layer
+finish --config.entrypoint /usr/sbin/nginx
+
+# A Python service: it imports what a data scientist imports, fits nothing, and answers a prediction.
+begin python
+inside "$install python3 python3-pip; $clean"
+layer
+inside "pip install --quiet --no-cache-dir --break-system-packages --root-user-action ignore \
+  numpy==1.26.4 pandas==2.2.3 scikit-learn==1.5.2 scipy==1.14.1 matplotlib==3.9.2"
+layer
+mkdir work/rootfs/app
+cat > work/rootfs/app/serve.py <<'END'
+"""Answers with a prediction of a small model."""
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import numpy as np
+import pandas as pd
+from sklearn.ensemble import RandomForestClassifier
+from sklearn.model_selection import train_test_split
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+rng = np.random.default_rng(7)
+table = pd.DataFrame(rng.normal(size=(400, 6)), columns=list("abcdef"))
+wanted = (table.a + table.b * table.c > 0).astype(int)
+train, test, train_wanted, _ = train_test_split(table, wanted, random_state=0)
+model = make_pipeline(StandardScaler(), RandomForestClassifier(n_estimators=10, random_state=0))
+model.fit(train, train_wanted)
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        body = f"{model.predict(test[:1])[0]}\n".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+HTTPServer(("", 8080), Answer).serve_forever()
+END
+layer
+finish --config.entrypoint /usr/bin/python3 --config.entrypoint /app/serve.py
+
+# A JVM with a servlet container; the page that is asked for is a JSP, which it must compile.
+begin jvm
+inside "mkdir -p /usr/share/man/man1; $install openjdk-17-jdk-headless; $clean"
+layer
+inside "$install tomcat10 tomcat10-examples; $clean
+mkdir -p /srv/tomcat/{conf,logs,temp,webapps,work}
+cp -r /etc/tomcat10/* /srv/tomcat/conf/
+rm -rf /srv/tomcat/conf/Catalina
+cp -rL /usr/share/tomcat10-examples/examples /srv/tomcat/webapps/examples"
+layer
+mkdir -p work/rootfs/srv/tomcat/webapps/ROOT
+printf '<%%@ page import="java.time.*" %%><html><body>${1 + 2} at <%%= Instant.now() %%></body></html>\n' \
+  > work/rootfs/srv/tomcat/webapps/ROOT/index.jsp
+layer
+finish --config.env JAVA_HOME=/usr/lib/jvm/java-17-openjdk-amd64 --config.env CATALINA_HOME=/usr/share/tomcat10 \
+  --config.env CATALINA_BASE=/srv/tomcat --config.env PATH=/usr/bin:/bin \
+  --config.entrypoint /usr/share/tomcat10/bin/catalina.sh --config.entrypoint run
+
+umoci gc --layout "$layout"

@@ -1,0 +1,44 @@
+#!/bin/bash
+# Says what of an image its program needs until it first answers: needed.sh LAYOUT TAG PAGE UNPACKED
+#
+# The image's files go into a file system that reads nothing ahead, and the program starts in it: what is in the
+# page cache then was touched. UNPACKED is a folder with the files. Prints a JSON object; all are bytes.
+set -euo pipefail
+layout=$1 tag=$2 page=$3 unpacked=$4
+cd /srv
+mkdir -p needed/lower needed/upper needed/work needed/root
+# Without inline data each file's content is in pages of its own.
+mkfs.erofs --quiet -Enoinline_data needed.erofs "$unpacked"
+mount -t erofs -o loop,ro needed.erofs needed/lower
+echo 0 > "/sys/class/bdi/$(mountpoint -d needed/lower)/read_ahead_kb"
+mount -t overlay overlay -o lowerdir=needed/lower,upperdir=needed/upper,workdir=needed/work needed/root
+mount -t proc proc needed/root/proc
+mount --bind /dev needed/root/dev
+config=$(skopeo inspect --config "oci:$layout:$tag")
+mapfile -t environment < <(jq -r '.config.Env // [] | .[]' <<< "$config")
+mapfile -t program < <(jq -r '.config.Entrypoint[]' <<< "$config")
+unshare --pid --fork --kill-child chroot needed/root env -i "${environment[@]}" "${program[@]}" >&2 &
+pid=$!
+trap 'kill -KILL "$pid"' EXIT
+until curl --silent --fail --output /dev/null "http://127.0.0.1:8080$page"; do
+  kill -0 "$pid"
+  sleep 0.05
+done
+touched=$(find needed/lower -xdev -type f -size +0 -print0 | xargs -0 /bench/fincore --bytes --noheadings --output RES |
+  awk '$1 > 0 { bytes += $1; files++ } END { printf "%d %d", bytes, files }')
+trap - EXIT
+kill -KILL "$pid"
+wait "$pid" 2> /dev/null || true
+umount --lazy needed/root/dev needed/root/proc
+umount --lazy needed/root
+umount --lazy needed/lower
+rm -r needed.erofs needed/upper needed/work
+gzip=$(skopeo inspect --raw "oci:$layout:$tag" | jq '[.layers[].size] | add')
+skopeo inspect --raw "oci:$layout:$tag" | jq -r '.layers[].digest' | sed 's/sha256://' > layers
+unpacked=0
+while read -r layer; do
+  unpacked=$((unpacked + $(zcat "$layout/blobs/sha256/$layer" | wc -c)))
+done < layers
+jq -n --arg touched "$touched" --argjson gzip "$gzip" --argjson unpacked "$unpacked" \
+  '($touched | split(" ") | map(tonumber)) as [$bytes, $files]
+   | {touched_bytes: $bytes, touched_files: $files, gzip_bytes: $gzip, unpacked_bytes: $unpacked}'
