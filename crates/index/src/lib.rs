@@ -13,6 +13,7 @@ use ztoc::{
 };
 
 use crate::zstd::ZstdIndexer;
+pub use crate::zstd::{ZstdDecoder, ZstdError};
 
 /// How to index.
 #[derive(Debug, Clone)]
@@ -71,13 +72,8 @@ pub enum BuildError {
     #[error(transparent)]
     Index(#[from] IndexError),
     /// It is not zstd, or damaged, or cut short.
-    #[error("the layer is no valid zstd at byte {at}")]
-    Zstd {
-        /// Where in the layer.
-        at: u64,
-        /// What the decoder says.
-        source: io::Error,
-    },
+    #[error(transparent)]
+    Zstd(#[from] ZstdError),
 }
 
 impl From<TarError> for BuildError {

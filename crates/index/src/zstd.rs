@@ -1,5 +1,7 @@
 //! zstd layers: decoded as they stream by.
 
+use std::io;
+
 use oci::Hasher;
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer};
 use ztoc::{IndexError, Limits, TarScanner, TocEntry};
@@ -9,36 +11,114 @@ use crate::{BuildError, LayerIndex};
 /// The largest window that a frame may ask for: 128 MiB, as the `zstd` tool without `--long`.
 const MAX_WINDOW_LOG: u32 = 27;
 
-pub(crate) struct ZstdIndexer {
+/// A layer that is not zstd, or damaged, or cut short.
+#[derive(Debug, thiserror::Error)]
+#[error("the layer is no valid zstd at byte {at}")]
+pub struct ZstdError {
+    /// Where in the layer.
+    pub at: u64,
+    /// What the decoder says.
+    pub source: io::Error,
+}
+
+/// Decodes a zstd blob of any number of frames that comes piece by piece.
+///
+/// It needs the memory that the frames ask for, 128 MiB at most, and a quarter of a MiB.
+pub struct ZstdDecoder {
     decoder: Decoder<'static>,
     between_frames: bool,
     output: Vec<u8>,
+    /// How many bytes of the blob were decoded.
+    decoded: u64,
+}
+
+impl ZstdDecoder {
+    /// Starts with no bytes.
+    ///
+    /// # Errors
+    /// Without memory.
+    pub fn new() -> Result<Self, ZstdError> {
+        let unusable = |source| ZstdError { at: 0, source };
+        let mut decoder = Decoder::new().map_err(unusable)?;
+        decoder.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG)).map_err(unusable)?;
+        Ok(Self { decoder, between_frames: true, output: vec![0; 256 << 10], decoded: 0 })
+    }
+
+    /// Takes the next bytes of the blob. `sink` gets all that they complete, in order.
+    ///
+    /// # Errors
+    /// [`ZstdError`], and what `sink` says; the decoder is of no more use then.
+    pub fn push<E: From<ZstdError>>(
+        &mut self,
+        bytes: &[u8],
+        sink: &mut dyn FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut input = InBuffer::around(bytes);
+        loop {
+            let at = self.decoded;
+            let before = input.pos();
+            let mut output = OutBuffer::around(self.output.as_mut_slice());
+            let hint = self
+                .decoder
+                .run(&mut input, &mut output)
+                .map_err(|source| ZstdError { at, source })?;
+            let made = output.pos();
+            let consumed = input.pos() - before;
+            self.decoded += consumed as u64;
+            if consumed == 0 && made == 0 {
+                return Ok(());
+            }
+            // 0 means that a frame ended; the next bytes begin another one.
+            self.between_frames = hint == 0;
+            if made > 0 {
+                sink(&self.output[..made])?;
+            }
+        }
+    }
+
+    /// Checks that the blob ended where a frame did.
+    ///
+    /// # Errors
+    /// It was cut short, or had no byte at all.
+    pub fn finish(self) -> Result<(), ZstdError> {
+        if self.between_frames && self.decoded > 0 {
+            return Ok(());
+        }
+        Err(ZstdError { at: self.decoded, source: io::ErrorKind::UnexpectedEof.into() })
+    }
+}
+
+impl std::fmt::Debug for ZstdDecoder {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ZstdDecoder").field("decoded", &self.decoded).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct ZstdIndexer {
+    decoder: ZstdDecoder,
     layer: Hasher,
     layer_size: u64,
-    /// How many bytes of the layer were decoded.
-    decoded: u64,
+    tar: Tar,
+}
+
+/// What the layer decodes to.
+#[derive(Debug)]
+struct Tar {
     diff_id: Hasher,
-    tar: TarScanner,
+    scanner: TarScanner,
     total: u64,
     limit: u64,
 }
 
 impl ZstdIndexer {
     pub(crate) fn new(limits: Limits) -> Result<Self, BuildError> {
-        let unusable = |source| BuildError::Zstd { at: 0, source };
-        let mut decoder = Decoder::new().map_err(unusable)?;
-        decoder.set_parameter(DParameter::WindowLogMax(MAX_WINDOW_LOG)).map_err(unusable)?;
+        let scanner = TarScanner::new(limits);
         Ok(Self {
-            decoder,
-            between_frames: true,
-            output: vec![0; 256 << 10],
+            decoder: ZstdDecoder::new()?,
             layer: Hasher::new(),
             layer_size: 0,
-            decoded: 0,
-            diff_id: Hasher::new(),
-            tar: TarScanner::new(limits),
-            total: 0,
-            limit: limits.uncompressed,
+            tar: Tar { diff_id: Hasher::new(), scanner, total: 0, limit: limits.uncompressed },
         })
     }
 
@@ -49,61 +129,36 @@ impl ZstdIndexer {
     ) -> Result<(), BuildError> {
         self.layer.update(bytes);
         self.layer_size += bytes.len() as u64;
-        let mut input = InBuffer::around(bytes);
-        loop {
-            let at = self.decoded;
-            let before = input.pos();
-            let mut output = OutBuffer::around(self.output.as_mut_slice());
-            let hint = self
-                .decoder
-                .run(&mut input, &mut output)
-                .map_err(|source| BuildError::Zstd { at, source })?;
-            let made = output.pos();
-            let consumed = input.pos() - before;
-            self.decoded += consumed as u64;
-            if consumed == 0 && made == 0 {
-                return Ok(());
-            }
-            // 0 means that a frame ended; the next bytes begin another one.
-            self.between_frames = hint == 0;
-            self.deliver(made, sink)?;
-        }
+        let tar = &mut self.tar;
+        self.decoder.push(bytes, &mut |made| tar.put(made, sink))
     }
 
     pub(crate) fn entries(&self) -> &[TocEntry] {
-        self.tar.entries()
+        self.tar.scanner.entries()
     }
 
     pub(crate) fn finish(self) -> Result<LayerIndex, BuildError> {
-        if !self.between_frames || self.layer_size == 0 {
-            let source = std::io::ErrorKind::UnexpectedEof.into();
-            return Err(BuildError::Zstd { at: self.layer_size, source });
-        }
+        self.decoder.finish()?;
         Ok(LayerIndex {
-            diff_id: self.diff_id.finish(),
+            diff_id: self.tar.diff_id.finish(),
             layer_digest: self.layer.finish(),
             layer_size: self.layer_size,
-            uncompressed_total: self.total,
-            toc: self.tar.finish()?.entries,
+            uncompressed_total: self.tar.total,
+            toc: self.tar.scanner.finish()?.entries,
             ztoc: None,
         })
     }
+}
 
-    fn deliver(&mut self, len: usize, sink: &mut dyn FnMut(&[u8])) -> Result<(), BuildError> {
-        let made = &self.output[..len];
-        self.total += len as u64;
+impl Tar {
+    fn put(&mut self, made: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<(), BuildError> {
+        self.total += made.len() as u64;
         if self.total > self.limit {
             return Err(IndexError::TooLarge { limit: self.limit }.into());
         }
         self.diff_id.update(made);
-        self.tar.push(made)?;
+        self.scanner.push(made)?;
         sink(made);
         Ok(())
-    }
-}
-
-impl std::fmt::Debug for ZstdIndexer {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("ZstdIndexer").field("total", &self.total).finish_non_exhaustive()
     }
 }
