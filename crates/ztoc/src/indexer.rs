@@ -116,6 +116,9 @@ pub struct Indexer {
     output: Output,
 }
 
+/// Where uncompressed bytes go.
+type Deliver<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), IndexError>;
+
 #[derive(Debug)]
 enum Spans {
     Gzip(Box<GzipSpans>),
@@ -175,7 +178,7 @@ impl Indexer {
     }
 
     /// Takes the next bytes of the layer. `sink` gets all the uncompressed bytes that they complete,
-    /// in order.
+    /// in order, and never bytes of two spans at once.
     ///
     /// # Errors
     /// See [`IndexError`]; the indexer is of no more use then. `sink` may have got bytes of a layer
@@ -190,8 +193,7 @@ impl Indexer {
         match &mut self.spans {
             Spans::Gzip(spans) => spans.push(compressed, &mut |bytes| self.output.put(bytes, sink)),
             Spans::Plain(spans) => {
-                spans.push(compressed);
-                self.output.put(compressed, sink)
+                spans.push(compressed, &mut |bytes| self.output.put(bytes, sink))
             }
         }
     }
@@ -284,7 +286,7 @@ impl PlainSpans {
         Self { span_size, hasher: Hasher::new(), filled: 0, digests: Vec::new() }
     }
 
-    fn push(&mut self, mut bytes: &[u8]) {
+    fn push(&mut self, mut bytes: &[u8], deliver: Deliver<'_>) -> Result<(), IndexError> {
         while !bytes.is_empty() {
             let room = self.span_size.saturating_sub(self.filled);
             let len = usize::try_from(room).unwrap_or(usize::MAX).min(bytes.len());
@@ -294,8 +296,10 @@ impl PlainSpans {
             if self.filled == self.span_size {
                 self.end_span();
             }
+            deliver(piece)?;
             bytes = rest;
         }
+        Ok(())
     }
 
     fn end_span(&mut self) {

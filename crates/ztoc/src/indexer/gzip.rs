@@ -7,12 +7,9 @@
 use oci::{Digest, Hasher};
 use sys::inflate::{Inflate, State, Step, Stop};
 
-use super::{FoundSpans, IndexError, gzip_header, to_u64};
+use super::{Deliver, FoundSpans, IndexError, gzip_header, to_u64};
 use crate::spans::{Checkpoint, RECORD_LEN, WINDOW_SIZE, gzip_record};
 use crate::window;
-
-/// Where uncompressed bytes go.
-type Deliver<'a> = &'a mut dyn FnMut(&[u8]) -> Result<(), IndexError>;
 
 /// How much is inflated before the window has to be moved.
 const OUTPUT_SIZE: usize = 256 << 10;
@@ -81,7 +78,9 @@ impl GzipSpans {
             match state {
                 State::Running if consumed == 0 && produced == 0 => break,
                 State::Running | State::BlockEnd { last: true, .. } => {}
-                State::BlockEnd { unused_bits, last: false } => self.block_end(unused_bits)?,
+                State::BlockEnd { unused_bits, last: false } => {
+                    self.block_end(unused_bits, deliver)?;
+                }
                 State::StreamEnd => {
                     self.between_members = true;
                     if input.is_empty() {
@@ -129,7 +128,7 @@ impl GzipSpans {
         }
     }
 
-    fn block_end(&mut self, bits: u8) -> Result<(), IndexError> {
+    fn block_end(&mut self, bits: u8, deliver: Deliver<'_>) -> Result<(), IndexError> {
         let due = match self.checkpoints.last() {
             // AWS's tool adds one after each leading empty block, which gives spans that make nothing
             // and that its own reader refuses.
@@ -145,6 +144,7 @@ impl GzipSpans {
         }
         if !self.checkpoints.is_empty() {
             self.end_span();
+            self.buffer.deliver(deliver)?;
         }
         let point = Checkpoint { compressed: self.consumed, uncompressed: self.produced, bits };
         gzip_record(&mut self.zinfo, &point, self.buffer.window());

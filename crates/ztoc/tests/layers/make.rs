@@ -1,5 +1,6 @@
 //! Makes layers and decodes them.
 
+use std::collections::BTreeSet;
 use std::io::Write as _;
 
 use flate2::write::GzEncoder;
@@ -54,18 +55,27 @@ pub(crate) fn options(span_size: u64) -> IndexerOptions {
     IndexerOptions { span_size, ..IndexerOptions::default() }
 }
 
-/// Indexes a layer given in pieces, and what it uncompresses to.
+/// Indexes a layer given in pieces, and what it uncompresses to, of which no piece may belong to two
+/// spans.
 pub(crate) fn try_index(
     layer: &[u8],
     options: IndexerOptions,
     piece: usize,
 ) -> Result<(BuiltIndex, Vec<u8>), IndexError> {
-    let mut tar = Vec::new();
+    let (mut tar, mut edges) = (Vec::new(), BTreeSet::from([0]));
     let mut indexer = Indexer::new(options)?;
     for piece in layer.chunks(piece) {
-        indexer.push(piece, &mut |bytes| tar.extend_from_slice(bytes))?;
+        indexer.push(piece, &mut |bytes| {
+            tar.extend_from_slice(bytes);
+            edges.insert(tar.len() as u64);
+        })?;
     }
-    Ok((indexer.finish()?, tar))
+    let built = indexer.finish()?;
+    for span in built.ztoc.spans.ids() {
+        let start = built.ztoc.spans.uncompressed_range(span).start;
+        assert!(edges.contains(&start), "the sink got bytes of two spans at once, at {start}");
+    }
+    Ok((built, tar))
 }
 
 pub(crate) fn index(layer: &[u8], options: IndexerOptions) -> BuiltIndex {
