@@ -25,6 +25,7 @@ mod verify;
 pub(crate) use evict::whole_blocks;
 pub use evict::{EvictError, Evicted};
 pub(crate) use open::{Opening, read_map, read_marker};
+pub(crate) use seal::crc_of_all;
 pub use seal::{SealError, UnsealError};
 pub use verify::Report;
 
@@ -121,7 +122,7 @@ pub enum WriteError {
 }
 
 impl WriteError {
-    fn from_io(error: io::Error) -> Self {
+    pub(crate) fn from_io(error: io::Error) -> Self {
         if disk::is_full(&error) { Self::NoSpace(error) } else { Self::Io(error) }
     }
 }
@@ -539,25 +540,32 @@ impl Layer {
 
     /// The crc32c of the bytes that the data file has for the span.
     fn crc_of(&self, span: u32) -> io::Result<u32> {
-        let mut crc = 0;
-        self.read_range(self.shape.range(span), &mut |bytes| {
-            crc = crc32c::crc32c_append(crc, bytes);
-        })?;
-        Ok(crc)
+        crc_of_range(&self.data, self.shape.range(span))
     }
 
     fn read_range(&self, range: Range<u64>, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
-        let mut buffer = vec![0; READ_LEN];
-        let mut at = range.start;
-        while at < range.end {
-            let left = usize::try_from(range.end - at).unwrap_or(READ_LEN).min(READ_LEN);
-            let (part, _) = buffer.split_at_mut(left);
-            self.data.read_exact_at(part, at)?;
-            each(part);
-            at += u64::try_from(left).map_err(io::Error::other)?;
-        }
-        Ok(())
+        read_range(&self.data, range, each)
     }
+}
+
+/// The crc32c of a part of a data file.
+pub(crate) fn crc_of_range(data: &File, range: Range<u64>) -> io::Result<u32> {
+    let mut crc = 0;
+    read_range(data, range, &mut |bytes| crc = crc32c::crc32c_append(crc, bytes))?;
+    Ok(crc)
+}
+
+fn read_range(data: &File, range: Range<u64>, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
+    let mut buffer = vec![0; READ_LEN];
+    let mut at = range.start;
+    while at < range.end {
+        let left = usize::try_from(range.end - at).unwrap_or(READ_LEN).min(READ_LEN);
+        let (part, _) = buffer.split_at_mut(left);
+        data.read_exact_at(part, at)?;
+        each(part);
+        at += u64::try_from(left).map_err(io::Error::other)?;
+    }
+    Ok(())
 }
 
 /// How much is read back at once.

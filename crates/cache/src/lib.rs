@@ -9,6 +9,7 @@
 //! <root>/layers/<sha256 of blob>/  data    the uncompressed layer, holes where bytes are missing
 //!                                  map     which spans are present, with a checksum each
 //!                                  sealed  written last: the whole layer was proven
+//! <root>/incoming/<sha256>/        a layer that is coming whole and in order, and is none yet
 //! <root>/quarantine/<sha256>/      a layer that turned out wrong, with the reason
 //! <root>/trash/                    on its way out
 //! ```
@@ -42,6 +43,6 @@ pub use layer::{
 pub use map::MapError;
 pub use marker::{MarkerError, Sealed};
 pub use store::{
-    HoleSupport, ListError, OpenLayerError, OpenStoreError, Pruned, QuarantineError, RemoveError,
-    Store, StoreOptions, StoredLayer, UsageError, list,
+    HoleSupport, Incoming, KeepError, ListError, OpenLayerError, OpenStoreError, Pruned,
+    QuarantineError, RemoveError, Store, StoreOptions, StoredLayer, UsageError, list,
 };

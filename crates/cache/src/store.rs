@@ -22,11 +22,13 @@ use crate::layer::{
 use crate::map::{BootTag, is_shape};
 
 mod holes;
+mod incoming;
 mod list;
 mod remove;
 mod room;
 
 pub use holes::HoleSupport;
+pub use incoming::{Incoming, KeepError};
 pub use list::{ListError, StoredLayer, list};
 pub use remove::{Pruned, QuarantineError, RemoveError};
 pub use room::UsageError;
@@ -112,6 +114,7 @@ pub struct Store {
 }
 
 pub(crate) const LAYERS: &str = "layers";
+const INCOMING: &str = "incoming";
 const QUARANTINE: &str = "quarantine";
 const TRASH: &str = "trash";
 const LOCK: &str = "lock";
@@ -124,9 +127,9 @@ impl Store {
     /// Another process has it open, or the disk failed.
     pub fn open(root: &Path, options: StoreOptions) -> Result<Self, OpenStoreError> {
         let failed = |source| OpenStoreError::Io { root: root.to_owned(), source };
-        for folder in [root.to_owned(), root.join(LAYERS), root.join(QUARANTINE), root.join(TRASH)]
-        {
-            make_folder(&folder).map_err(failed)?;
+        make_folder(root).map_err(failed)?;
+        for folder in [LAYERS, INCOMING, QUARANTINE, TRASH] {
+            make_folder(&root.join(folder)).map_err(failed)?;
         }
         let lock = lock(root)?;
         let StoreOptions { quota, boot_id } = options;

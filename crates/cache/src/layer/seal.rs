@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 
 use oci::Digest;
 
-use super::{Layer, SyncError};
+use super::{Layer, LayerShape, SyncError};
 use crate::disk::{self, Name};
 use crate::map::{Map, Origin, Record};
 use crate::marker::{Sealed, VERSION};
@@ -78,7 +78,7 @@ impl Layer {
             diff_id,
             bytes: self.shape.bytes,
             total_bytes,
-            crc32c: self.crc_of_all(&map.records),
+            crc32c: crc_of_all(&self.shape, &map.records),
         };
         let names = (Name::SealedTmp, Name::Sealed);
         disk::replace(self.folder.as_fd(), names, &sealed.encode())?;
@@ -131,14 +131,14 @@ impl Layer {
         self.is_sealed.store(false, Ordering::SeqCst);
         Ok(())
     }
+}
 
-    /// The crc32c of the whole layer, from those of its spans.
-    fn crc_of_all(&self, records: &[Option<Record>]) -> u32 {
-        (0..).zip(records).fold(0, |all, (span, record)| {
-            let range = self.shape.range(span);
-            // A usize holds the length of any span: its bytes were in memory when it was made.
-            let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
-            record.map_or(all, |record| crc32c::crc32c_combine(all, record.crc, len))
-        })
-    }
+/// The crc32c of a whole layer, from those of its spans.
+pub(crate) fn crc_of_all(shape: &LayerShape, records: &[Option<Record>]) -> u32 {
+    (0..).zip(records).fold(0, |all, (span, record)| {
+        let range = shape.range(span);
+        // A usize holds the length of any span: its bytes were in memory when it was made.
+        let len = usize::try_from(range.end - range.start).unwrap_or(usize::MAX);
+        record.map_or(all, |record| crc32c::crc32c_combine(all, record.crc, len))
+    })
 }

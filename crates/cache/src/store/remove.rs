@@ -8,7 +8,7 @@ use std::sync::Weak;
 use oci::Digest;
 
 use super::list::{allocated, layer_folders};
-use super::{QUARANTINE, Store, TRASH, make_folder};
+use super::{INCOMING, QUARANTINE, Store, TRASH, make_folder};
 use crate::disk::{self, Name};
 
 /// A layer could not be removed.
@@ -121,7 +121,7 @@ impl Store {
         Ok(pruned)
     }
 
-    /// Clears away what a crash left: half-made layers and the trash.
+    /// Clears away what a crash left: half-made and half-received layers, and the trash.
     pub(super) fn clear_away(&self) -> io::Result<()> {
         for (_, path) in layer_folders(&self.root)? {
             let folder = disk::open_folder(&path)?;
@@ -133,13 +133,16 @@ impl Store {
             disk::unlink(&folder, Name::MapTmp)?;
             disk::unlink(&folder, Name::SealedTmp)?;
         }
-        let trash = self.root.join(TRASH);
-        fs::remove_dir_all(&trash)?;
-        make_folder(&trash)
+        for folder in [INCOMING, TRASH] {
+            let folder = self.root.join(folder);
+            fs::remove_dir_all(&folder)?;
+            make_folder(&folder)?;
+        }
+        Ok(())
     }
 
     /// Moves a folder into the trash, so that it is there whole or not at all, and says where to.
-    fn throw_away(&self, path: &Path) -> io::Result<Option<PathBuf>> {
+    pub(super) fn throw_away(&self, path: &Path) -> io::Result<Option<PathBuf>> {
         let Some(name) = path.file_name() else { return Ok(None) };
         let trash = self.root.join(TRASH).join(name);
         match fs::remove_dir_all(&trash) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 use oci::Digest;
 
 use super::list::allocated;
-use super::{HoleSupport, LAYERS, QUARANTINE, Store, TRASH};
+use super::{HoleSupport, INCOMING, LAYERS, QUARANTINE, Store, TRASH};
 use crate::layer::{Layer, SpanState, whole_blocks};
 
 /// The room that a store takes up could not be determined.
@@ -36,7 +36,7 @@ impl Store {
     /// The disk failed.
     pub fn usage(&self) -> Result<u64, UsageError> {
         let mut sum = 0_u64;
-        for folder in [LAYERS, QUARANTINE, TRASH] {
+        for folder in [LAYERS, INCOMING, QUARANTINE, TRASH] {
             let bytes = allocated(&self.root.join(folder));
             sum = sum.saturating_add(bytes.map_err(|source| self.unmeasured(source))?);
         }

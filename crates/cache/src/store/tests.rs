@@ -59,7 +59,11 @@ fn a_new_store_is_private_and_empty() {
     assert_eq!(store.plan_eviction(u64::MAX).unwrap(), []);
     assert_eq!(store.excess(u64::MAX).unwrap(), 0, "without a quota everything fits");
     assert_eq!(store.supports_holes(), HoleSupport::Full, "tests need a file system with holes");
-    assert_eq!(names_in(&root), ["layers", "lock", "quarantine", "trash"], "no probe left");
+    assert_eq!(
+        names_in(&root),
+        ["incoming", "layers", "lock", "quarantine", "trash"],
+        "no probe left"
+    );
     layer(&store, "a", 1, 1);
     let data = root.join(LAYERS).join(named("a").hex()).join("data");
     assert_eq!(fs::metadata(data).unwrap().permissions().mode() & 0o777, 0o600);

@@ -219,6 +219,31 @@ fn a_sealed_layer_survives_a_power_loss() {
 }
 
 #[test]
+fn a_received_layer_survives_a_power_loss() {
+    let root = tempfile::tempdir().unwrap();
+    let options = crate::StoreOptions { quota: None, boot_id: "a".to_owned() };
+    let store = crate::Store::open(root.path(), options).unwrap();
+    let (_, changes) = record(None, || {
+        let mut incoming = store.receive(&blob()).unwrap();
+        incoming.append(&bytes_of(0..12_300)).unwrap();
+        incoming.append(&bytes_of(12_300..50_100)).unwrap();
+        store.keep(incoming, shape(), Digest::of(b"tar")).unwrap();
+    });
+    let mut disk = Disk::default();
+    for change in &changes {
+        disk.apply(change);
+    }
+    let mut chance = Chance(11);
+    for _ in 0..40 {
+        let folder = tempfile::tempdir().unwrap();
+        disk.leave(folder.path(), &mut chance);
+        let layer = open(folder.path(), "b");
+        assert!(layer.is_sealed() && layer.verify(&mut |_| {}).unwrap().is_sound());
+        assert_right_where_present(&layer);
+    }
+}
+
+#[test]
 fn the_disk_of_these_tests_loses_what_was_not_flushed() {
     let mut disk = Disk::default();
     let write = |bytes: &[u8]| Change::Write { name: Name::Data, offset: 0, bytes: bytes.to_vec() };

@@ -1,0 +1,195 @@
+//! A layer that comes whole and in order, before anything is known of it but its name.
+
+use std::fs::{self, DirBuilder, File};
+use std::io;
+use std::num::NonZeroU64;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+
+use oci::Digest;
+use rustix::fs::Advice;
+
+use super::{INCOMING, Store};
+use crate::disk::{self, Name};
+use crate::layer::{LayerShape, WriteError, crc_of_all, crc_of_range};
+use crate::map::{Map, Origin, Record, is_shape};
+use crate::marker::{Sealed, VERSION};
+
+/// A layer that is being received; the store does not have it before [`Store::keep`].
+///
+/// Dropped before that it leaves nothing behind, and neither does a crash.
+#[derive(Debug)]
+pub struct Incoming {
+    digest: Digest,
+    path: PathBuf,
+    folder: OwnedFd,
+    data: File,
+    /// How many bytes have come.
+    len: u64,
+    pieces: Vec<Piece>,
+    is_kept: bool,
+}
+
+/// What came at once.
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    /// Where it ends in the layer.
+    end: u64,
+    crc: u32,
+}
+
+/// A layer that was received cannot be kept.
+#[derive(Debug, thiserror::Error)]
+pub enum KeepError {
+    /// The layer is open already, and whoever has it open goes on with what it has.
+    #[error("layer {layer} is in use")]
+    InUse {
+        /// The layer.
+        layer: Digest,
+    },
+    /// The bounds of the spans contradict themselves or what came: the index is wrong.
+    #[error("the index gives a layer of {received} bytes impossible spans")]
+    BadShape {
+        /// How many bytes came.
+        received: u64,
+    },
+    /// The disk failed.
+    #[error("keeping a layer that was received")]
+    Io(#[from] io::Error),
+}
+
+impl Store {
+    /// Starts a layer of which nothing is known yet but its digest.
+    ///
+    /// # Errors
+    ///
+    /// The layer is being received already, or the disk failed.
+    pub fn receive(&self, digest: &Digest) -> io::Result<Incoming> {
+        let path = self.root.join(INCOMING).join(digest.hex());
+        DirBuilder::new().mode(0o700).create(&path)?;
+        let folder = disk::open_folder(&path)?;
+        let data = disk::open_new(&folder, Name::Data)?;
+        let (digest, pieces) = (*digest, Vec::new());
+        Ok(Incoming { digest, path, folder, data, len: 0, pieces, is_kept: false })
+    }
+
+    /// Takes a received layer in, sealed: it takes the place of what the store had of the layer.
+    ///
+    /// The caller has proven that all the bytes together have the digest `diff_id`. Those behind the
+    /// end of `shape` are not kept. The bytes and all that is known of them reach the disk before the
+    /// layer is in the store, and it is there whole or not at all. After a power loss soon afterwards it
+    /// may not be there.
+    ///
+    /// # Errors
+    ///
+    /// [`KeepError`]; the store has what it had then.
+    pub fn keep(
+        &self,
+        mut incoming: Incoming,
+        shape: LayerShape,
+        diff_id: Digest,
+    ) -> Result<(), KeepError> {
+        let (received, layer) = (incoming.len, incoming.digest);
+        if !is_shape(shape.bytes, &shape.spans) || shape.bytes > received {
+            return Err(KeepError::BadShape { received });
+        }
+        incoming.complete(shape, diff_id)?;
+        // Nobody opens it meanwhile.
+        let mut open = self.open.lock();
+        if open.get(&layer).is_some_and(|layer| layer.strong_count() > 0) {
+            return Err(KeepError::InUse { layer });
+        }
+        let path = self.folder(&layer);
+        let before = self.throw_away(&path)?;
+        fs::rename(&incoming.path, &path)?;
+        incoming.is_kept = true;
+        open.remove(&layer);
+        drop(open);
+        before.map_or(Ok(()), fs::remove_dir_all)?;
+        Ok(())
+    }
+}
+
+impl Incoming {
+    /// Takes the next bytes of the uncompressed layer. Checksums are cheapest where no piece belongs
+    /// to two spans.
+    ///
+    /// # Errors
+    ///
+    /// [`WriteError::NoSpace`], [`WriteError::Io`]; nothing more can be taken in then.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        disk::write_at(&self.data, Name::Data, bytes, self.len).map_err(WriteError::from_io)?;
+        let before = self.len;
+        self.len += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        if before / WRITE_BEHIND != self.len / WRITE_BEHIND {
+            // Begins to write what is dirty, so that little is left for the flush at the end. It is
+            // advice: without it that takes longer.
+            let start = (before / WRITE_BEHIND).saturating_mul(WRITE_BEHIND);
+            let len = NonZeroU64::new(self.len - start);
+            rustix::fs::fadvise(&self.data, start, len, Advice::DontNeed).ok();
+        }
+        self.pieces.push(Piece { end: self.len, crc: crc32c::crc32c(bytes) });
+        Ok(())
+    }
+
+    /// Makes the folder what that of a sealed layer is, down to the disk.
+    fn complete(&self, shape: LayerShape, diff_id: Digest) -> io::Result<()> {
+        if shape.bytes != self.len {
+            disk::set_len(&self.data, Name::Data, shape.bytes)?;
+        }
+        disk::sync(&self.data, Name::Data)?;
+        let records = self.records(&shape)?;
+        let sealed = Sealed {
+            version: VERSION,
+            layer: self.digest,
+            index: shape.index,
+            diff_id,
+            bytes: shape.bytes,
+            total_bytes: self.len,
+            crc32c: crc_of_all(&shape, &records),
+        };
+        let map = Map { records, ..Map::empty(shape.bytes, shape.index, shape.spans) };
+        let folder = self.folder.as_fd();
+        disk::replace(folder, (Name::MapTmp, Name::Map), &map.encode())?;
+        disk::replace(folder, (Name::SealedTmp, Name::Sealed), &sealed.encode())?;
+        Ok(())
+    }
+
+    /// The checksum of each span: those of its pieces together. A span whose edges are within pieces is
+    /// read back.
+    fn records(&self, shape: &LayerShape) -> io::Result<Vec<Option<Record>>> {
+        let mut pieces = self.pieces.iter().peekable();
+        let mut at = 0;
+        let mut record = |span| {
+            let range = shape.range(span);
+            let (mut crc, start) = (0, at);
+            while let Some(piece) = pieces.next_if(|piece| piece.end <= range.end) {
+                // A piece was in memory, so that a usize holds its length.
+                let len = usize::try_from(piece.end - at).unwrap_or(usize::MAX);
+                crc = crc32c::crc32c_combine(crc, piece.crc, len);
+                at = piece.end;
+            }
+            if start != range.start || at != range.end {
+                crc = crc_of_range(&self.data, range)?;
+            }
+            Ok(Some(Record { origin: Origin::Disk, crc }))
+        };
+        (0..shape.span_count()).map(&mut record).collect()
+    }
+}
+
+/// After how many bytes they are on their way to the disk.
+const WRITE_BEHIND: u64 = 16 << 20;
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if !self.is_kept {
+            // What cannot be removed goes when the store is opened again.
+            fs::remove_dir_all(&self.path).ok();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
