@@ -44,7 +44,7 @@ struct Note {
     ztoc: Digest,
     origin: IndexOrigin,
     /// Whether the layer can only be read from its beginning: the zTOC then describes the
-    /// uncompressed tar, and its spans are none of the blob's.
+    /// uncompressed tar, and its spans with their digests are none of the blob's.
     streamed: bool,
 }
 
@@ -137,6 +137,10 @@ impl IndexStore {
         }
         let ztoc =
             Ztoc::parse(bytes, &Limits::default()).map_err(|err| unusable(err.to_string()))?;
+        if note.streamed && ztoc.spans.span_size() > MAX_STREAMED_SPAN {
+            let size = ztoc.spans.span_size();
+            return Err(unusable(format!("its spans of {size} bytes would not fit into memory")));
+        }
         Ok((note, ztoc))
     }
 
@@ -246,6 +250,9 @@ impl IndexStore {
         (self.dir.join(format!("{hex}.ztoc")), self.dir.join(format!("{hex}.json")))
     }
 }
+
+/// The bytes of a streamed layer's span are in memory until its digest is known to be right.
+const MAX_STREAMED_SPAN: u64 = 4 << 20;
 
 /// Writes a file that is either the old one or the new one, also after a crash.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {

@@ -7,9 +7,8 @@ use anyhow::{Context, Result, bail};
 use artifacts::{ImageLayer, IndexOrigin, IndexStore, Origin, StoreIndexError, StoredIndex};
 use bytes::Bytes;
 use index::{BuildError, BuildOptions, LayerIndex, LayerIndexer};
-use oci::LayerCompression;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use ztoc::{Compression, IndexError, Indexer, IndexerOptions};
+use ztoc::IndexError;
 
 use crate::failure::{Exit, Failure};
 
@@ -72,102 +71,51 @@ pub(crate) async fn send(
     Ok(())
 }
 
-/// What one pass over a layer told.
-#[derive(Debug)]
-pub(crate) struct Indexed {
-    pub(crate) layer: LayerIndex,
-    /// Of a layer that can only be read from its beginning, a zTOC of its uncompressed tar.
-    pub(crate) streamed: Option<Vec<u8>>,
+/// Stores what a pass over `layer` found, under the layer's digest.
+pub(crate) fn save(
+    built: &LayerIndex,
+    layer: &ImageLayer,
+    indexes: &IndexStore,
+) -> Result<StoredIndex, StoreIndexError> {
+    if built.is_streamed {
+        indexes.save_streamed(&layer.digest, &built.ztoc_bytes)
+    } else {
+        indexes.save(&layer.digest, layer.size, &built.ztoc_bytes, IndexOrigin::Built)
+    }
 }
 
-impl Indexed {
-    /// Stores the index under the layer's digest.
-    pub(crate) fn save(
-        &self,
-        layer: &ImageLayer,
-        indexes: &IndexStore,
-    ) -> Result<StoredIndex, StoreIndexError> {
-        match (&self.streamed, &self.layer.ztoc) {
-            (Some(streamed), _) => indexes.save_streamed(&layer.digest, streamed),
-            (None, Some((_, ztoc))) => {
-                indexes.save(&layer.digest, layer.size, ztoc, IndexOrigin::Built)
+/// Takes all pieces that come, to the last, and checks what they were.
+fn take_all(
+    mut indexer: LayerIndexer,
+    layer: &ImageLayer,
+    mut pieces: Receiver<Bytes>,
+    sink: &mut dyn FnMut(&[u8]) -> Result<()>,
+) -> Result<LayerIndex> {
+    while let Some(piece) = pieces.blocking_recv() {
+        let mut taken = Ok(());
+        let pushed = indexer.push(&piece, &mut |bytes| {
+            if taken.is_ok() {
+                taken = sink(bytes);
             }
-            (None, None) => Err(StoreIndexError::Unusable {
-                layer: layer.digest,
-                why: "the pass over the layer made none".to_owned(),
-            }),
-        }
+        });
+        pushed.map_err(|err| unreadable(layer, err))?;
+        taken.with_context(|| format!("taking in layer {}", layer.digest))?;
     }
-}
-
-/// A layer being indexed, whatever its compression.
-#[derive(Debug)]
-pub(crate) struct Indexing {
-    indexer: LayerIndexer,
-    /// Of a layer whose compression has no checkpoints, the index of its uncompressed tar.
-    plain: Option<Indexer>,
-}
-
-impl Indexing {
-    pub(crate) fn new(compression: LayerCompression, options: BuildOptions) -> Result<Self> {
-        let plain = match compression {
-            LayerCompression::Gzip | LayerCompression::None => None,
-            LayerCompression::Zstd => Some(Indexer::new(IndexerOptions {
-                compression: Compression::Uncompressed,
-                span_size: options.span_size,
-                ..IndexerOptions::default()
-            })?),
-        };
-        Ok(Self { indexer: LayerIndexer::new(compression, options)?, plain })
-    }
-
-    /// Takes the next bytes of the layer; `sink` gets what they unpack to.
-    pub(crate) fn push(
-        &mut self,
-        piece: &[u8],
-        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<()> {
-        let Self { indexer, plain } = self;
-        let mut failed: Option<anyhow::Error> = None;
-        indexer.push(piece, &mut |bytes| {
-            if failed.is_some() {
-                return;
-            }
-            let indexed = plain.as_mut().map_or(Ok(()), |plain| plain.push(bytes, &mut |_| {}));
-            failed = indexed.map_err(anyhow::Error::from).and_then(|()| sink(bytes)).err();
-        })?;
-        failed.map_or(Ok(()), Err)
-    }
-
-    /// Takes all pieces that come, to the last, and checks what they were.
-    pub(crate) fn take_all(
-        mut self,
-        layer: &ImageLayer,
-        mut pieces: Receiver<Bytes>,
-        sink: &mut dyn FnMut(&[u8]) -> Result<()>,
-    ) -> Result<Indexed> {
-        let unreadable = |err: anyhow::Error| unreadable(layer, err);
-        while let Some(piece) = pieces.blocking_recv() {
-            self.push(&piece, sink).map_err(unreadable)?;
-        }
-        let built = self.indexer.finish().map_err(|err| unreadable(err.into()))?;
-        let plain =
-            self.plain.map(Indexer::finish).transpose().map_err(|err| unreadable(err.into()))?;
-        Ok(Indexed { layer: built, streamed: plain.map(|plain| plain.ztoc_bytes) })
-    }
+    indexer.finish().map_err(|err| unreadable(layer, err))
 }
 
 /// Bytes that are no layer are corrupt; a full disk or a layer beyond our limits is not.
-fn unreadable(layer: &ImageLayer, err: anyhow::Error) -> anyhow::Error {
-    let corrupt = match err.downcast_ref::<BuildError>() {
-        Some(BuildError::Zstd { .. }) => true,
-        Some(BuildError::Index(index)) => matches!(
+fn unreadable(layer: &ImageLayer, err: BuildError) -> anyhow::Error {
+    let corrupt = match &err {
+        BuildError::Zstd(_) => true,
+        BuildError::Index(index) => matches!(
             index,
             IndexError::Inflate { .. } | IndexError::Truncated { .. } | IndexError::Tar(_)
         ),
-        Some(BuildError::Read(_)) | None => false,
+        BuildError::Read(_) => false,
     };
     let what = format!("layer {} cannot be read", layer.digest);
+    let err = anyhow::Error::from(err);
     if corrupt {
         let message = format!("{what}: {}", crate::failure::in_full(&err));
         return Failure { exit: Exit::Corrupt, message }.into();
@@ -183,18 +131,19 @@ pub(crate) async fn index_layer(
     options: BuildOptions,
     mut sink: impl FnMut(&[u8]) -> Result<()> + Send + 'static,
     progress: &(dyn Fn(u64) + Sync),
-) -> Result<Indexed> {
+) -> Result<LayerIndex> {
     let (sender, pieces) = pieces();
     let wanted = layer.clone();
     let build = tokio::task::spawn_blocking(move || {
-        Indexing::new(wanted.compression, options)?.take_all(&wanted, pieces, &mut sink)
+        let indexer = LayerIndexer::new(wanted.compression, options)?;
+        take_all(indexer, &wanted, pieces, &mut sink)
     });
     let sent = send(origin, layer, 0..layer.size, sender, progress).await;
     let built = build.await.context("indexing a layer")?;
     // What the sender met comes first: the builder then only saw a layer that was cut short.
     sent?;
     let built = built?;
-    check(layer, &built.layer)?;
+    check(layer, &built)?;
     Ok(built)
 }
 

@@ -25,11 +25,10 @@ fn main() -> anyhow::Result<()> {
     let mut out = std::io::stdout().lock();
     writeln!(out, "layer  {} {}", index.layer_digest, index.layer_size)?;
     writeln!(out, "diffid {} {}", index.diff_id, index.uncompressed_total)?;
-    if let Some((ztoc, bytes)) = &index.ztoc {
-        fs::write(output, bytes).with_context(|| format!("writing {output}"))?;
-        writeln!(out, "ztoc   {} {}", Digest::of(bytes), bytes.len())?;
-        writeln!(out, "files  {}, spans {}", ztoc.toc.len(), ztoc.spans.len())?;
-    }
+    let (ztoc, bytes) = (&index.ztoc, &index.ztoc_bytes);
+    fs::write(output, bytes).with_context(|| format!("writing {output}"))?;
+    writeln!(out, "ztoc   {} {}", Digest::of(bytes), bytes.len())?;
+    writeln!(out, "files  {}, spans {}", ztoc.toc.len(), ztoc.spans.len())?;
     Ok(())
 }
 

@@ -1,16 +1,15 @@
 //! One streaming pass over a layer: zTOC, DiffID and sparse windows.
 //!
-//! `ztoc` indexes what its format knows, gzip and plain tars. Here zstd joins: it has a table of
-//! contents and a DiffID, but no spans, as a frame cannot be entered in its middle.
+//! `ztoc` indexes what its format knows, gzip and plain tars. Here zstd joins. A frame cannot be entered
+//! in its middle, so such a layer is *streamed*: its index is that of the tar that it decodes to, whose
+//! spans can be checked one after the other as they are decoded.
 
 mod zstd;
 
 use std::io::{self, Read};
 
 use oci::{Digest, LayerCompression};
-use ztoc::{
-    BuiltIndex, Compression, IndexError, Indexer, IndexerOptions, Limits, TarError, TocEntry, Ztoc,
-};
+use ztoc::{BuiltIndex, Compression, IndexError, Indexer, IndexerOptions, Limits, TocEntry, Ztoc};
 
 use crate::zstd::ZstdIndexer;
 pub use crate::zstd::{ZstdDecoder, ZstdError};
@@ -18,7 +17,8 @@ pub use crate::zstd::{ZstdDecoder, ZstdError};
 /// How to index.
 #[derive(Debug, Clone)]
 pub struct BuildOptions {
-    /// After how many bytes of the tar, at least, a new span begins; not 0 for a plain layer.
+    /// After how many bytes of the tar, at least, a new span begins; not 0 for a plain layer. Those of a
+    /// streamed layer are of at most [`STREAMED_SPAN`] bytes.
     pub span_size: u64,
     /// What the zTOC names as its builder.
     pub build_tool: String,
@@ -56,11 +56,17 @@ pub struct LayerIndex {
     pub layer_size: u64,
     /// The size of the whole uncompressed layer in bytes, padding included.
     pub uncompressed_total: u64,
-    /// The entries of its tar in archive order.
-    pub toc: Vec<TocEntry>,
-    /// The zTOC, parsed and as a document; zstd layers have none.
-    pub ztoc: Option<(Ztoc, Vec<u8>)>,
+    /// The index with the table of contents; of a streamed layer, that of its uncompressed tar.
+    pub ztoc: Ztoc,
+    /// The index as a document.
+    pub ztoc_bytes: Vec<u8>,
+    /// Whether the layer can only be read from its beginning.
+    pub is_streamed: bool,
 }
+
+/// How long the spans of a streamed layer are, in bytes: a reader waits until all of one have come,
+/// and they are held in memory until then. A digest for each costs next to nothing.
+pub const STREAMED_SPAN: u64 = 1 << 20;
 
 /// A layer that could not be indexed.
 #[derive(Debug, thiserror::Error)]
@@ -74,12 +80,6 @@ pub enum BuildError {
     /// It is not zstd, or damaged, or cut short.
     #[error(transparent)]
     Zstd(#[from] ZstdError),
-}
-
-impl From<TarError> for BuildError {
-    fn from(error: TarError) -> Self {
-        Self::Index(IndexError::Tar(error))
-    }
 }
 
 /// Reads a whole layer; `sink` gets the uncompressed bytes in order.
@@ -125,20 +125,26 @@ impl LayerIndexer {
         let BuildOptions { span_size, build_tool, sparse_windows, max_uncompressed, mut limits } =
             options;
         limits.uncompressed = limits.uncompressed.min(max_uncompressed);
-        let with_spans = |compression| {
-            let options =
-                IndexerOptions { compression, span_size, build_tool, sparse_windows, limits };
-            Ok(Self(Kind::Spans(Box::new(Indexer::new(options)?))))
+        let of = |compression| IndexerOptions {
+            compression,
+            span_size,
+            build_tool,
+            sparse_windows,
+            limits,
         };
-        match compression {
-            LayerCompression::Gzip => with_spans(Compression::Gzip),
-            LayerCompression::None => with_spans(Compression::Uncompressed),
-            LayerCompression::Zstd => Ok(Self(Kind::Zstd(Box::new(ZstdIndexer::new(limits)?)))),
-        }
+        let with_spans = |options| Ok(Kind::Spans(Box::new(Indexer::new(options)?)));
+        let kind = match compression {
+            LayerCompression::Gzip => with_spans(of(Compression::Gzip)),
+            LayerCompression::None => with_spans(of(Compression::Uncompressed)),
+            LayerCompression::Zstd => {
+                Ok(Kind::Zstd(Box::new(ZstdIndexer::new(of(Compression::Uncompressed))?)))
+            }
+        };
+        kind.map(Self)
     }
 
     /// Takes the next bytes of the layer. `sink` gets all the uncompressed bytes that they complete,
-    /// in order.
+    /// in order, and never bytes of two spans at once.
     ///
     /// # Errors
     /// See [`BuildError`]; the indexer is of no more use then.
@@ -164,22 +170,25 @@ impl LayerIndexer {
     /// See [`BuildError`].
     pub fn finish(self) -> Result<LayerIndex, BuildError> {
         match self.0 {
-            Kind::Spans(indexer) => Ok(from_built(indexer.finish()?)),
+            Kind::Spans(indexer) => Ok(indexer.finish()?.into()),
             Kind::Zstd(indexer) => indexer.finish(),
         }
     }
 }
 
-fn from_built(built: BuiltIndex) -> LayerIndex {
-    let BuiltIndex { ztoc, ztoc_bytes, diff_id, layer_digest, layer_size, uncompressed_total } =
-        built;
-    LayerIndex {
-        diff_id,
-        layer_digest,
-        layer_size,
-        uncompressed_total,
-        toc: ztoc.toc.clone(),
-        ztoc: Some((ztoc, ztoc_bytes)),
+impl From<BuiltIndex> for LayerIndex {
+    fn from(built: BuiltIndex) -> Self {
+        let BuiltIndex { ztoc, ztoc_bytes, diff_id, layer_digest, layer_size, uncompressed_total } =
+            built;
+        Self {
+            diff_id,
+            layer_digest,
+            layer_size,
+            uncompressed_total,
+            ztoc,
+            ztoc_bytes,
+            is_streamed: false,
+        }
     }
 }
 

@@ -4,9 +4,9 @@ use std::io;
 
 use oci::Hasher;
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer};
-use ztoc::{IndexError, Limits, TarScanner, TocEntry};
+use ztoc::{Compression, Indexer, IndexerOptions, TocEntry};
 
-use crate::{BuildError, LayerIndex};
+use crate::{BuildError, LayerIndex, STREAMED_SPAN};
 
 /// The largest window that a frame may ask for: 128 MiB, as the `zstd` tool without `--long`.
 const MAX_WINDOW_LOG: u32 = 27;
@@ -94,31 +94,24 @@ impl std::fmt::Debug for ZstdDecoder {
     }
 }
 
+/// Indexes the tar that a layer decodes to.
 #[derive(Debug)]
 pub(crate) struct ZstdIndexer {
     decoder: ZstdDecoder,
     layer: Hasher,
     layer_size: u64,
-    tar: Tar,
-}
-
-/// What the layer decodes to.
-#[derive(Debug)]
-struct Tar {
-    diff_id: Hasher,
-    scanner: TarScanner,
-    total: u64,
-    limit: u64,
+    tar: Indexer,
 }
 
 impl ZstdIndexer {
-    pub(crate) fn new(limits: Limits) -> Result<Self, BuildError> {
-        let scanner = TarScanner::new(limits);
+    pub(crate) fn new(options: IndexerOptions) -> Result<Self, BuildError> {
+        let span_size = options.span_size.min(STREAMED_SPAN);
+        let compression = Compression::Uncompressed;
         Ok(Self {
             decoder: ZstdDecoder::new()?,
             layer: Hasher::new(),
             layer_size: 0,
-            tar: Tar { diff_id: Hasher::new(), scanner, total: 0, limit: limits.uncompressed },
+            tar: Indexer::new(IndexerOptions { compression, span_size, ..options })?,
         })
     }
 
@@ -130,35 +123,21 @@ impl ZstdIndexer {
         self.layer.update(bytes);
         self.layer_size += bytes.len() as u64;
         let tar = &mut self.tar;
-        self.decoder.push(bytes, &mut |made| tar.put(made, sink))
+        self.decoder.push(bytes, &mut |made| Ok(tar.push(made, sink)?))
     }
 
     pub(crate) fn entries(&self) -> &[TocEntry] {
-        self.tar.scanner.entries()
+        self.tar.entries()
     }
 
     pub(crate) fn finish(self) -> Result<LayerIndex, BuildError> {
         self.decoder.finish()?;
+        let tar = self.tar.finish()?;
         Ok(LayerIndex {
-            diff_id: self.tar.diff_id.finish(),
             layer_digest: self.layer.finish(),
             layer_size: self.layer_size,
-            uncompressed_total: self.tar.total,
-            toc: self.tar.scanner.finish()?.entries,
-            ztoc: None,
+            is_streamed: true,
+            ..LayerIndex::from(tar)
         })
-    }
-}
-
-impl Tar {
-    fn put(&mut self, made: &[u8], sink: &mut dyn FnMut(&[u8])) -> Result<(), BuildError> {
-        self.total += made.len() as u64;
-        if self.total > self.limit {
-            return Err(IndexError::TooLarge { limit: self.limit }.into());
-        }
-        self.diff_id.update(made);
-        self.scanner.push(made)?;
-        sink(made);
-        Ok(())
     }
 }

@@ -128,7 +128,8 @@ enum Spans {
 /// Where the uncompressed bytes go.
 #[derive(Debug)]
 struct Output {
-    diff_id: Hasher,
+    /// Not of a plain layer: there it is the layer's digest.
+    diff_id: Option<Hasher>,
     tar: TarScanner,
     total: u64,
     limit: u64,
@@ -140,7 +141,9 @@ impl Output {
         if self.total > self.limit {
             return Err(IndexError::TooLarge { limit: self.limit });
         }
-        self.diff_id.update(bytes);
+        if let Some(diff_id) = &mut self.diff_id {
+            diff_id.update(bytes);
+        }
         self.tar.push(bytes)?;
         sink(bytes);
         Ok(())
@@ -169,7 +172,7 @@ impl Indexer {
             layer: Hasher::new(),
             layer_size: 0,
             output: Output {
-                diff_id: Hasher::new(),
+                diff_id: (compression == Compression::Gzip).then(Hasher::new),
                 tar: TarScanner::new(limits),
                 total: 0,
                 limit: limits.uncompressed,
@@ -243,11 +246,12 @@ impl Indexer {
             return Err(IndexError::IndexTooLarge);
         }
         ztoc.spans = ztoc.spans.moved_to(zinfo);
+        let layer_digest = layer.finish();
         Ok(BuiltIndex {
             ztoc,
             ztoc_bytes,
-            diff_id: output.diff_id.finish(),
-            layer_digest: layer.finish(),
+            diff_id: output.diff_id.map_or(layer_digest, Hasher::finish),
+            layer_digest,
             layer_size,
             uncompressed_total: output.total,
         })

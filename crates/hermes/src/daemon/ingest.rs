@@ -32,12 +32,12 @@ pub(super) async fn ingest(
     let write = move |bytes: &[u8]| {
         writer.lock().write_all(bytes).context("writing the layer to the cache")
     };
-    let indexed =
+    let built =
         stream::index_layer(origin, layer, BuildOptions::default(), write, progress).await?;
     out.lock().flush().context("writing the layer to the cache")?;
     tracing::debug!(layer = %layer.digest, bytes = layer.size, "layer streamed");
-    let stored = indexed.save(layer, indexes)?;
-    keep(layer, &stored, store, &file.file, &indexed.layer)?;
+    let stored = stream::save(&built, layer, indexes)?;
+    keep(layer, &stored, store, &file.file, &built)?;
     Ok(stored)
 }
 

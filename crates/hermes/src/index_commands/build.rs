@@ -14,7 +14,7 @@ use serde::Serialize;
 use super::{IndexReport, Session};
 use crate::args::BuildArguments;
 use crate::output::bytes;
-use crate::stream::index_layer;
+use crate::stream::{index_layer, save};
 
 #[derive(Serialize)]
 struct BuildReport {
@@ -92,7 +92,7 @@ async fn build_layer(
 ) -> Result<LayerReport> {
     let begin = Instant::now();
     let indexed = index_layer(origin, layer, options, |_| Ok(()), count).await?;
-    let stored = indexed.save(layer, indexes)?;
+    let stored = save(&indexed, layer, indexes)?;
     Ok(LayerReport {
         digest: layer.digest,
         size: layer.size,

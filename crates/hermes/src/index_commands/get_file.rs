@@ -12,7 +12,7 @@ use tree::{FileData, ResolveError, Tree};
 
 use super::span_bytes::{FileWriter, compressed_range, write_file};
 use super::{Session, no_index, not_found};
-use crate::stream::{index_layer, pieces, send};
+use crate::stream::{index_layer, pieces, save, send};
 
 /// Prints a file's bytes as they are.
 pub(super) async fn get_file(session: &Session<'_>, name: &str, path: &str) -> Result<()> {
@@ -74,7 +74,7 @@ async fn index_now(
         return Ok(index);
     }
     let indexed = index_layer(origin, layer, BuildOptions::default(), |_| Ok(()), count).await?;
-    Ok(indexed.save(layer, store)?)
+    Ok(save(&indexed, layer, store)?)
 }
 
 async fn print(

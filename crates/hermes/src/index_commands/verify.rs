@@ -14,7 +14,7 @@ use ztoc::{SpanId, TocEntry, Ztoc};
 use super::build::unique_layers;
 use super::{Session, corrupt, no_index};
 use crate::failure::{Exit, Failure};
-use crate::stream::{Indexed, index_layer};
+use crate::stream::index_layer;
 
 #[derive(Serialize)]
 struct VerifyReport {
@@ -97,37 +97,25 @@ async fn verify_layer(
         },
     };
     let Some(stored) = stored else { return Ok(report) };
-    let Some((ztoc, blob)) = document(&fresh)? else { return Ok(report) };
-    report.identical = Digest::of(&blob) == stored.digest;
+    report.identical = Digest::of(&fresh.ztoc_bytes) == stored.digest;
     if report.identical {
         return Ok(report);
     }
     let own = store.blob(&layer.digest)?;
-    report.differences = differences(&stored, &ztoc);
-    let others = other_windows(&stored, &own, &ztoc, &blob);
+    report.differences = differences(&stored, &fresh.ztoc);
+    let others = other_windows(&stored, &own, &fresh.ztoc, &fresh.ztoc_bytes);
     if report.differences.is_empty() && !others.is_empty() {
         // Windows may have been reduced to what is referred to; whether rightly, only another pass
         // that reduces them tells.
         let sparse = BuildOptions { sparse_windows: true, ..options };
         let sparse = index_layer(origin, layer, sparse, |_| Ok(()), &|_| {}).await?;
-        let reduced =
-            document(&sparse)?.map(|(ztoc, blob)| other_windows(&stored, &own, &ztoc, &blob));
-        let wrong = others
-            .iter()
-            .find(|span| reduced.as_ref().is_none_or(|reduced| reduced.contains(span)));
+        let reduced = other_windows(&stored, &own, &sparse.ztoc, &sparse.ztoc_bytes);
+        let wrong = others.iter().find(|span| reduced.contains(span));
         let message =
             |span: &SpanId| format!("the window of span {} is not what precedes it", span.0);
         report.differences.extend(wrong.map(message));
     }
     Ok(report)
-}
-
-/// The zTOC that a pass over a layer made, and its bytes.
-fn document(fresh: &Indexed) -> Result<Option<(Ztoc, Vec<u8>)>> {
-    match &fresh.streamed {
-        Some(blob) => Ok(Some((Ztoc::parse(blob, &ztoc::Limits::default())?, blob.clone()))),
-        None => Ok(fresh.layer.ztoc.clone()),
-    }
 }
 
 /// What the stored index says otherwise than `fresh`, windows aside.
