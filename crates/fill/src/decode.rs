@@ -101,24 +101,35 @@ impl Pool {
 }
 
 fn work(shared: &Weak<Shared>) {
-    let mut buffers = Buffers { window: vec![0; WINDOW], out: vec![0; PIECE] };
+    let mut buffers = Buffers::new();
     loop {
         let Some(shared) = shared.upgrade() else { return };
         let Some(job) = shared.decode.pop() else { return };
-        let result = decode(&job, &mut buffers);
+        let result = make(&job.layer, job.span, &job.compressed, &mut buffers);
         shared.span_done(&job.layer, job.span, result);
     }
 }
 
-struct Buffers {
+/// What making a span needs, to be used again for the next.
+pub(crate) struct Buffers {
     window: Vec<u8>,
     out: Vec<u8>,
 }
 
+impl Buffers {
+    pub(crate) fn new() -> Self {
+        Self { window: vec![0; WINDOW], out: vec![0; PIECE] }
+    }
+}
+
 /// Checks, inflates and writes one span; readers are woken as their bytes are written.
-fn decode(job: &Work, buffers: &mut Buffers) -> Result<(), SpanFault> {
-    let Work { layer, span, compressed, .. } = job;
-    let (spec, span) = (layer.spec(), *span);
+pub(crate) fn make(
+    layer: &Layer,
+    span: SpanId,
+    compressed: &[u8],
+    buffers: &mut Buffers,
+) -> Result<(), SpanFault> {
+    let spec = layer.spec();
     let (found, expected) = (Digest::of(compressed), *spec.spans.digest(span));
     if found != expected {
         return Err(SpanFault::WrongBytes { span, found, expected });

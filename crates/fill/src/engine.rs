@@ -17,7 +17,8 @@ use ztoc::SpanId;
 
 use crate::decode;
 use crate::error::SpanFault;
-use crate::layer::{Layer, LayerSpec, SlowRead};
+use crate::in_order::{self, Passes};
+use crate::layer::{Layer, LayerSpec, Order, SlowRead};
 use crate::seal::{self, Sealed};
 use crate::transfer;
 
@@ -26,7 +27,8 @@ use crate::transfer;
 pub struct EngineOptions {
     /// Transfers at a time.
     pub connections: u32,
-    /// How many of them background completion may use.
+    /// How many of them background completion may use; and how many layers that are read in order it
+    /// reads at a time.
     pub background_connections: u32,
     /// Compressed bytes in memory at most, without those that a reader waits for.
     pub memory: u32,
@@ -85,14 +87,15 @@ pub(crate) struct Shared {
     pub(crate) traffic: transfer::Traffic,
     layers: Mutex<BTreeMap<LayerId, Arc<Layer>>>,
     queue: Mutex<Wanted>,
+    pub(crate) passes: Passes,
     retries: Mutex<BinaryHeap<Reverse<(Instant, LayerId, u32)>>>,
-    work: Notify,
+    pub(crate) work: Notify,
     waiting: AtomicUsize,
     next_layer: AtomicU32,
     pub(crate) bytes_fetched: AtomicU64,
     pub(crate) requests: AtomicU64,
     blocked_reads: AtomicU64,
-    failed_spans: AtomicU64,
+    pub(crate) failed_spans: AtomicU64,
     last_demand: Mutex<Instant>,
     slowest: Mutex<Vec<SlowRead>>,
     sealer: Mutex<Option<mpsc::Sender<Arc<Layer>>>>,
@@ -148,6 +151,7 @@ impl Engine {
                 in_flight: InFlight::default(),
                 limits,
             }),
+            passes: Passes::default(),
             retries: Mutex::default(),
             work: Notify::new(),
             waiting: AtomicUsize::new(0),
@@ -177,7 +181,10 @@ impl Engine {
         let id = LayerId(self.shared.next_layer.fetch_add(1, Ordering::Relaxed));
         let rules = self.shared.options.rules.clone();
         let layer = Arc::new(Layer::new(id, spec, rules, Arc::downgrade(&self.shared)));
-        self.shared.queue.lock().queue.add_layer(id, layer.layout());
+        match layer.spec().order {
+            Order::Any => self.shared.queue.lock().queue.add_layer(id, layer.layout()),
+            Order::Stream { .. } => self.shared.passes.add(id),
+        }
         self.shared.layers.lock().insert(id, Arc::clone(&layer));
         layer
     }
@@ -185,6 +192,7 @@ impl Engine {
     /// Lets go of a layer; its readers fail.
     pub fn remove(&self, layer: &Layer) {
         self.shared.queue.lock().queue.forget(layer.id());
+        self.shared.passes.remove(layer.id());
         self.shared.layers.lock().remove(&layer.id());
         layer.abandon();
     }
@@ -224,6 +232,10 @@ impl Drop for Engine {
 impl Shared {
     pub(crate) fn want(&self, layer: LayerId, spans: &[u32], class: Class) {
         if spans.is_empty() {
+            return;
+        }
+        if self.passes.want(layer, class) {
+            self.work.notify_one();
             return;
         }
         let mut wanted = self.queue.lock();
@@ -268,6 +280,14 @@ impl Shared {
         while !*closed && self.quiet_for() < quiet {
             self.closing.wait_for(&mut closed, quiet);
         }
+        !*closed
+    }
+
+    /// Lets time pass, unless the engine is dropped: then `false`.
+    pub(crate) fn pause(&self, time: Duration) -> bool {
+        let until = Instant::now() + time;
+        let mut closed = self.closed.lock();
+        while !*closed && !self.closing.wait_until(&mut closed, until).timed_out() {}
         !*closed
     }
 
@@ -381,6 +401,11 @@ async fn dispatch(shared: Arc<Shared>) {
                     transfers.spawn(transfer::run(Arc::clone(&shared), layer, job));
                 }
                 None => shared.transfer_ended(&job),
+            }
+        }
+        while let Some((id, class)) = shared.passes.next(shared.options.background_connections) {
+            if let Some(layer) = shared.layer(id) {
+                transfers.spawn(in_order::run(Arc::clone(&shared), layer, class));
             }
         }
         tokio::select! {

@@ -4,6 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
+use index::ZstdError;
 use oci::Digest;
 use ztoc::{DecodeSpanError, SpanId};
 
@@ -55,6 +56,12 @@ pub(crate) enum SpanFault {
     /// The bytes are those of the index, and do not decode.
     #[error("decoding")]
     Decode(#[from] DecodeSpanError),
+    /// The blob is not what its compression says.
+    #[error("decoding the layer from its beginning")]
+    Unpack(#[from] ZstdError),
+    /// The whole blob makes less than its index says, or more.
+    #[error("the layer does not unpack to the {expected} bytes that its index promises")]
+    OtherLength { expected: u64 },
     /// The zTOC blob could not be read.
     #[error("reading the window of span {} from the stored zTOC", span.0)]
     Window { span: SpanId, source: io::Error },
@@ -67,7 +74,10 @@ impl SpanFault {
     /// Whether the bytes themselves are wrong, rather than late.
     pub(crate) fn is_wrong_bytes(&self) -> bool {
         match self {
-            Self::WrongBytes { .. } | Self::Decode(_) => true,
+            Self::WrongBytes { .. }
+            | Self::Decode(_)
+            | Self::Unpack(_)
+            | Self::OtherLength { .. } => true,
             Self::Source(_) | Self::Window { .. } | Self::Cache(_) => false,
         }
     }
@@ -76,9 +86,12 @@ impl SpanFault {
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         match self {
             Self::Source(err) => err.retry_after,
-            Self::WrongBytes { .. } | Self::Decode(_) | Self::Window { .. } | Self::Cache(_) => {
-                None
-            }
+            Self::WrongBytes { .. }
+            | Self::Decode(_)
+            | Self::Unpack(_)
+            | Self::OtherLength { .. }
+            | Self::Window { .. }
+            | Self::Cache(_) => None,
         }
     }
 

@@ -17,6 +17,8 @@ use crate::error::{ReadError, SpanFault};
 use crate::hint;
 use crate::source::Source;
 
+mod in_order;
+
 /// What is called once, when a range is present or never will be. It runs on the thread that made
 /// it so, and must not block.
 pub type Then = Box<dyn FnOnce(Result<(), ReadError>) + Send>;
@@ -34,6 +36,18 @@ pub trait Gate: Send + Sync {
     fn sealed(&self);
 }
 
+/// In which order the spans of a layer can be had.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Order {
+    /// In any: each is made from its own bytes of the blob.
+    Any,
+    /// From the first to the last: the blob is zstd, and the table of spans that of its tar.
+    Stream {
+        /// Size of the blob in bytes.
+        blob_bytes: u64,
+    },
+}
+
 /// What the engine must know of a layer.
 #[derive(Debug)]
 pub struct LayerSpec {
@@ -43,6 +57,8 @@ pub struct LayerSpec {
     pub diff_id: Digest,
     /// Where its spans lie.
     pub spans: Arc<SpanTable>,
+    /// In which order they can be had.
+    pub order: Order,
     /// The table of contents, to be compared with the tar when the layer is whole.
     pub toc: Arc<Vec<ztoc::TocEntry>>,
     /// The zTOC blob, from which windows are read when a span is inflated.
@@ -363,7 +379,13 @@ impl Layer {
         tracing::warn!(layer = %self.spec.digest, span = span.0, attempts, error = last, "span failed");
         let told = if hopeless {
             state.trouble.remove(&span.0);
-            state.waiting.remove(&span.0).unwrap_or_default()
+            match self.spec.order {
+                Order::Any => state.waiting.remove(&span.0).unwrap_or_default(),
+                // What follows cannot be had either.
+                Order::Stream { .. } => {
+                    state.waiting.split_off(&span.0).into_values().flatten().collect()
+                }
+            }
         } else {
             Vec::new()
         };
@@ -385,11 +407,15 @@ impl Layer {
     /// Tells the readers whose deadline has passed.
     pub(crate) fn expire(&self, now: Instant) {
         let mut late = Vec::new();
+        // Whatever keeps one of their spans away keeps away those behind it.
+        let in_order = matches!(self.spec.order, Order::Stream { .. });
         let mut state = self.state.lock();
         let State { waiting, trouble, .. } = &mut *state;
         for (span, waiters) in waiting.iter_mut() {
             for waiter in waiters.extract_if(.., |waiter| waiter.deadline <= now) {
-                late.push((waiter, trouble.get(span).map(|trouble| trouble.last.clone())));
+                let met =
+                    trouble.get(span).or_else(|| trouble.values().next().filter(|_| in_order));
+                late.push((waiter, met.map(|trouble| trouble.last.clone())));
             }
         }
         waiting.retain(|_, waiters| !waiters.is_empty());
@@ -509,7 +535,7 @@ fn backoff(attempts: u32) -> Duration {
 }
 
 /// After so many wrong answers about one span its readers are told instead of kept waiting.
-const WRONG_BYTES_LIMIT: u32 = 5;
+pub(crate) const WRONG_BYTES_LIMIT: u32 = 5;
 
 /// However long a source asks us to stay away, we look again after this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -2,13 +2,14 @@
 //!
 //! Front ends translate what the kernel asks into [`Layer::request`]; everything else is decided
 //! here. Sockets are waited for by tasks on the owner's runtime; inflating and writing happen on
-//! threads of the engine's own.
+//! threads of the engine's own, or for layers that are read in order on the runtime's blocking ones.
 #![forbid(unsafe_code)]
 
 mod decode;
 mod engine;
 mod error;
 mod hint;
+mod in_order;
 mod layer;
 mod seal;
 mod source;
@@ -16,5 +17,5 @@ mod transfer;
 
 pub use engine::{Engine, EngineOptions, Event, Figures};
 pub use error::ReadError;
-pub use layer::{Gate, Layer, LayerSpec, Reader, SlowRead, Then};
+pub use layer::{Gate, Layer, LayerSpec, Order, Reader, SlowRead, Then};
 pub use source::{ByteStream, Source, SourceError};

@@ -34,7 +34,7 @@ impl Traffic {
     }
 
     /// Waits until no reader's bytes are arriving.
-    async fn stand_back(&self) {
+    pub(crate) async fn stand_back(&self) {
         loop {
             let quiet = self.quiet.notified();
             if self.urgent.load(Ordering::Acquire) == 0 {
@@ -46,10 +46,10 @@ impl Traffic {
 }
 
 /// Counts an urgent transfer from its first byte to its end.
-struct Urgent<'a>(&'a Traffic);
+pub(crate) struct Urgent<'a>(&'a Traffic);
 
 impl<'a> Urgent<'a> {
-    fn new(traffic: &'a Traffic) -> Self {
+    pub(crate) fn new(traffic: &'a Traffic) -> Self {
         traffic.begin();
         Self(traffic)
     }

@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use artifacts::{FoundManifest, Image, IndexStore, Origin, StoredIndex, find_indexes};
-use fill::{Engine, EngineOptions, Layer, LayerSpec};
+use fill::{Engine, EngineOptions, Layer, LayerSpec, Order};
 use mounts::{Backend, FrontEnds, Holding, MountState, layer_name};
 use oci::{Digest, Platform};
 use parking_lot::Mutex;
@@ -265,8 +265,11 @@ impl Daemon {
         if let Some(why) = cached.discarded() {
             tracing::warn!(layer = %layer.digest, %why, "cached bytes of a layer are not used");
         }
+        let order =
+            if index.streamed { Order::Stream { blob_bytes: layer.size } } else { Order::Any };
         let spec = LayerSpec {
             digest: layer.digest,
+            order,
             diff_id: layer.diff_id,
             spans: Arc::new(index.ztoc.spans),
             toc: index.toc,
