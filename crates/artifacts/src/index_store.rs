@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci::Digest;
+use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use ztoc::{Limits, Ztoc};
 
@@ -13,6 +14,8 @@ use ztoc::{Limits, Ztoc};
 #[derive(Debug, Clone)]
 pub struct IndexStore {
     dir: PathBuf,
+    /// Held while an index is written: two of one layer must not mix.
+    writing: Arc<Mutex<()>>,
 }
 
 /// Where an index came from; the more local, the more it is believed.
@@ -94,7 +97,7 @@ impl IndexStore {
     pub fn open(dir: &Path) -> Result<Self, StoreIndexError> {
         fs::create_dir_all(dir)
             .map_err(|source| StoreIndexError::Io { path: dir.to_owned(), source })?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), writing: Arc::default() })
     }
 
     /// The index of `layer`, if there is one. One that is damaged is removed.
@@ -197,6 +200,7 @@ impl IndexStore {
             path: note_path.clone(),
             source: io::Error::other(err),
         })?;
+        let _one_at_a_time = self.writing.lock();
         for (path, bytes) in [(path, bytes), (note_path, &note)] {
             replace(&path, bytes).map_err(|source| StoreIndexError::Io { path, source })?;
         }

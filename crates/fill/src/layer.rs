@@ -408,7 +408,7 @@ impl Layer {
     pub(crate) fn expire(&self, now: Instant) {
         let mut late = Vec::new();
         // Whatever keeps one of their spans away keeps away those behind it.
-        let in_order = matches!(self.spec.order, Order::Stream { .. });
+        let in_order = self.is_in_order();
         let mut state = self.state.lock();
         let State { waiting, trouble, .. } = &mut *state;
         for (span, waiters) in waiting.iter_mut() {

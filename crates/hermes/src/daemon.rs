@@ -2,8 +2,8 @@
 
 mod cache_requests;
 mod images;
-mod ingest;
 mod program_files;
+mod receive;
 mod report;
 mod server;
 mod source;
@@ -15,7 +15,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use artifacts::{FoundManifest, Image, IndexStore, Origin, StoredIndex, find_indexes};
+use artifacts::{FoundManifest, Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes};
 use fill::{Engine, EngineOptions, Layer, LayerSpec, Order};
 use mounts::{Backend, FrontEnds, Holding, MountState, layer_name};
 use oci::{Digest, Platform};
@@ -23,6 +23,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 
 use self::images::{ImageRecord, LoadedImage, merge, shape_of};
+use self::receive::Receiving;
 use self::source::Blob;
 use crate::args::{DaemonArguments, DaemonTuning, GlobalArguments};
 use crate::protocol::{Access, MountRequest};
@@ -33,15 +34,16 @@ pub(crate) use self::report::{ExplainReport, MountReport, ProcessReport, StatusR
 struct Daemon {
     root: PathBuf,
     engine: Engine,
-    store: cache::Store,
+    store: Arc<cache::Store>,
     indexes: IndexStore,
     front_ends: FrontEnds,
     keeper: Mutex<Arc<keeper::Client>>,
     clients: Mutex<HashMap<Access, registry::Client>>,
     layers: Mutex<HashMap<Digest, Arc<Layer>>>,
     images: Mutex<HashMap<Digest, Arc<LoadedImage>>>,
-    /// One image is made ready at a time, so that two mounts of it do not stream it twice.
+    /// One image is made ready at a time, so that two mounts of it share it.
     preparing: tokio::sync::Mutex<()>,
+    receiving: Receiving,
 }
 
 /// Tells somebody how far a mount has come: what, how much of it, of how much.
@@ -133,7 +135,7 @@ impl Daemon {
             root: root.to_owned(),
             engine: Engine::start(EngineOptions::default(), runtime, Box::new(tell))
                 .context("starting the engine")?,
-            store,
+            store: Arc::new(store),
             indexes,
             front_ends,
             keeper: Mutex::new(keeper),
@@ -141,6 +143,7 @@ impl Daemon {
             layers: Mutex::default(),
             images: Mutex::default(),
             preparing: tokio::sync::Mutex::default(),
+            receiving: Receiving::default(),
         })
     }
 
@@ -251,7 +254,7 @@ impl Daemon {
 
     fn engine_layer(
         &self,
-        layer: &artifacts::ImageLayer,
+        layer: &ImageLayer,
         index: StoredIndex,
         (origin, deadline): (&Origin, Duration),
         holding: Option<&Holding>,
@@ -290,10 +293,7 @@ impl Daemon {
         progress("resolving", 0, 0);
         let platform = platform(request.platform.as_deref())?;
         let found = origin.find(&platform).await?;
-        let loaded = {
-            let _one_at_a_time = self.preparing.lock().await;
-            self.prepare(&origin, found, &platform, request, progress).await?
-        };
+        let loaded = self.prepare(&origin, found, &platform, request, progress).await?;
         let (dir, backend) = (request.dir.clone(), request.backend);
         let to_mount = loaded.to_mount(&self.root);
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
@@ -304,7 +304,7 @@ impl Daemon {
         Ok(report::of_mount(&mounted, Some(&loaded)))
     }
 
-    /// Loads an image: with its indexes where there are any, else by streaming its layers.
+    /// Loads an image. Layers without an index are received first.
     async fn prepare(
         &self,
         origin: &Origin,
@@ -313,51 +313,34 @@ impl Daemon {
         request: &MountRequest,
         progress: Progress<'_>,
     ) -> Result<Arc<LoadedImage>> {
-        if let Some(known) = self.images.lock().get(&manifest.descriptor.digest) {
-            return Ok(Arc::clone(known));
+        let mut reason = None;
+        loop {
+            let one_at_a_time = self.preparing.lock().await;
+            if let Some(known) = self.images.lock().get(&manifest.descriptor.digest) {
+                return Ok(Arc::clone(known));
+            }
+            let FoundManifest { descriptor, manifest: document } = &manifest;
+            let (image, found) = tokio::join!(
+                origin.configure(manifest.clone(), platform),
+                find_indexes(origin, (descriptor, document), &self.indexes),
+            );
+            let (image, found) = (image?, found?);
+            let reason = reason.get_or_insert(found.reason);
+            let layers = image.layers.iter().zip(&found.layers);
+            let without: Vec<&ImageLayer> =
+                layers.filter_map(|(layer, index)| index.is_none().then_some(layer)).collect();
+            if without.is_empty() {
+                let record = ImageRecord::new(&image, &request.access, request.tuning, reason);
+                record.save(&self.root).context("writing down the image")?;
+                let indexes = found.layers.into_iter().flatten().collect();
+                return self.assemble(record, &image, origin, indexes, None);
+            }
+            // It may take minutes, and other images need not wait for it.
+            drop(one_at_a_time);
+            let (count, all) = (without.len(), image.layers.len());
+            reason.push_str(&format!("; {count} of {all} layers were read whole before the mount"));
+            self.receive(origin, without, progress).await?;
         }
-        let FoundManifest { descriptor, manifest: document } = &manifest;
-        let (image, found) = tokio::join!(
-            origin.configure(manifest.clone(), platform),
-            find_indexes(origin, (descriptor, document), &self.indexes),
-        );
-        let (image, found) = (&image?, found?);
-        let mut indexes = Vec::new();
-        let (done, total) = (Mutex::new(0), image.bytes());
-        for (layer, index) in image.layers.iter().zip(found.layers) {
-            let usable = match index {
-                // Without checkpoints the spans are of the tar, not of the blob: it must be here whole.
-                Some(index) if index.streamed && !self.is_whole(layer, &index)? => None,
-                index => index,
-            };
-            indexes.push(match usable {
-                Some(index) => index,
-                None => {
-                    let count = |bytes| {
-                        let mut done = done.lock();
-                        *done += bytes;
-                        progress("streaming layers without an index", *done, total);
-                    };
-                    let incoming = self.root.join("incoming");
-                    let ingested = ingest::ingest(
-                        origin,
-                        layer,
-                        &self.indexes,
-                        &self.store,
-                        &incoming,
-                        &count,
-                    );
-                    ingested.await?
-                }
-            });
-        }
-        let record = ImageRecord::new(image, &request.access, request.tuning, &found.reason);
-        record.save(&self.root).context("writing down the image")?;
-        self.assemble(record, image, origin, indexes, None)
-    }
-
-    fn is_whole(&self, layer: &artifacts::ImageLayer, index: &StoredIndex) -> Result<bool> {
-        Ok(self.store.layer(&layer.digest, shape_of(index), None)?.is_sealed())
     }
 
     /// Starts what is done for a new mount: what its program needs first, then the rest.

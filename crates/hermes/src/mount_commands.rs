@@ -183,8 +183,9 @@ fn explain_text(report: &ExplainReport) -> String {
     }
     for layer in &report.layers {
         let state = if layer.sealed { "complete and proven" } else { "incomplete" };
+        let order = if layer.in_order && !layer.sealed { ", read in order" } else { "" };
         let (present, total) = (bytes(layer.bytes_present), bytes(layer.bytes_total));
-        line(format_args!("layer {}: {present} of {total}, {state}", layer.digest));
+        line(format_args!("layer {}: {present} of {total}, {state}{order}", layer.digest));
     }
     for read in &report.slowest_reads {
         line(format_args!("waited {:.3} s for {} (pid {})", read.seconds, read.file, read.pid));

@@ -165,5 +165,5 @@ fn check(layer: &ImageLayer, built: &LayerIndex) -> Result<()> {
     Ok(())
 }
 
-const PIECES_IN_FLIGHT: usize = 64;
+const PIECES_IN_FLIGHT: usize = 16;
 const MOST_FAILURES: u32 = 10;

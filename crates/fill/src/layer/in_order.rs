@@ -6,6 +6,12 @@ use ztoc::SpanId;
 use super::{Layer, Order};
 
 impl Layer {
+    /// Whether its spans can only be had from the first to the last.
+    #[must_use]
+    pub fn is_in_order(&self) -> bool {
+        matches!(self.spec.order, Order::Stream { .. })
+    }
+
     /// Size of the blob, if it is read in order.
     pub(crate) fn blob_bytes(&self) -> u64 {
         match self.spec.order {

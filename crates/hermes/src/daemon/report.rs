@@ -74,6 +74,8 @@ pub(crate) struct LayerReport {
     pub(crate) bytes_total: u64,
     pub(crate) bytes_present: u64,
     pub(crate) sealed: bool,
+    /// Whether it can only be read from its beginning.
+    pub(crate) in_order: bool,
 }
 
 /// A read that waited.
@@ -182,6 +184,7 @@ impl Daemon {
             bytes_total: layer.bytes(),
             bytes_present: layer.bytes_present(),
             sealed: layer.is_sealed(),
+            in_order: layer.is_in_order(),
         });
         let slowest = self.engine.slowest_reads();
         let slowest = slowest.iter().filter_map(|read| {

@@ -9,6 +9,7 @@
 )]
 
 mod setup;
+mod streams;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -178,6 +178,16 @@ pub(crate) fn image(
     files: u64,
     len: u64,
 ) -> (String, Vec<(String, Vec<u8>)>) {
+    image_as(setup, name, (files, len), Compression::Gzip { level: 1 })
+}
+
+/// As [`image`], with the upper layer compressed otherwise.
+pub(crate) fn image_as(
+    setup: &Setup,
+    name: &str,
+    (files, len): (u64, u64),
+    compression: Compression,
+) -> (String, Vec<(String, Vec<u8>)>) {
     let mut layer = LayerBuilder::new().dir("data");
     let mut contents = Vec::new();
     for seed in 0..files {
@@ -188,7 +198,8 @@ pub(crate) fn image(
     }
     let base = LayerBuilder::new().dir("etc").file("etc/name", b"base".to_vec());
     let gzip = Compression::Gzip { level: 1 };
-    let image = ImageBuilder::new().layer(base.build(), gzip).layer(layer.build(), gzip).build();
+    let image =
+        ImageBuilder::new().layer(base.build(), gzip).layer(layer.build(), compression).build();
     let refs = image.push_to(&setup.registry, name, "1").unwrap();
     (refs.reference, contents)
 }

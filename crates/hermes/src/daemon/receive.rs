@@ -1,0 +1,107 @@
+//! Layers of which nothing is known: read once from their beginning, kept, and indexed on the way.
+
+use std::cmp::Reverse;
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::{Context, Result};
+use artifacts::{ImageLayer, IndexStore, Origin};
+use cache::KeepError;
+use futures_util::{StreamExt, TryStreamExt};
+use index::{BuildOptions, LayerIndex};
+use oci::Digest;
+use parking_lot::Mutex;
+
+use super::images::shape_of;
+use super::{Daemon, Progress};
+use crate::stream;
+
+/// The layers that are being received; each at most once at a time.
+#[derive(Default)]
+pub(super) struct Receiving(Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>);
+
+impl Receiving {
+    fn of(&self, layer: &Digest) -> Arc<tokio::sync::Mutex<()>> {
+        let mut layers = self.0.lock();
+        layers.retain(|_, turn| Arc::strong_count(turn) > 1);
+        Arc::clone(layers.entry(*layer).or_default())
+    }
+}
+
+impl Daemon {
+    /// Receives layers, several at a time. Each has an index and is whole and sealed in the cache
+    /// afterwards; those that were finished before a failure stay so.
+    ///
+    /// *Cancellation:* layers under way leave nothing.
+    pub(super) async fn receive(
+        &self,
+        origin: &Origin,
+        mut layers: Vec<&ImageLayer>,
+        progress: Progress<'_>,
+    ) -> Result<()> {
+        // The one that takes longest begins first. One that the image has twice comes once.
+        layers.sort_by_key(|layer| (Reverse(layer.size), layer.digest));
+        layers.dedup_by_key(|layer| layer.digest);
+        let (done, total) = (AtomicU64::new(0), layers.iter().map(|layer| layer.size).sum());
+        let what = match layers.len() {
+            1 => "reading a layer without an index".to_owned(),
+            count => format!("reading {count} layers without an index"),
+        };
+        let count = |bytes| {
+            let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
+            progress(&what, done, total);
+        };
+        let each: Vec<_> =
+            layers.into_iter().map(|layer| self.receive_layer(origin, layer, &count)).collect();
+        futures_util::stream::iter(each).buffer_unordered(LAYERS_AT_A_TIME).try_collect().await
+    }
+
+    async fn receive_layer(
+        &self,
+        origin: &Origin,
+        layer: &ImageLayer,
+        count: &(dyn Fn(u64) + Sync),
+    ) -> Result<()> {
+        let turn = self.receiving.of(&layer.digest);
+        let _turn = turn.lock().await;
+        if self.indexes.load(&layer.digest)?.is_some() {
+            // Another mount has received it meanwhile.
+            count(layer.size);
+            return Ok(());
+        }
+        let incoming =
+            self.store.receive(&layer.digest).context("starting a layer of the cache")?;
+        let incoming = Arc::new(Mutex::new(incoming));
+        let file = Arc::clone(&incoming);
+        let write = move |bytes: &[u8]| Ok(file.lock().append(bytes)?);
+        let options = BuildOptions::default();
+        let built = stream::index_layer(origin, layer, options, write, count).await?;
+        let (store, indexes, layer) =
+            (Arc::clone(&self.store), self.indexes.clone(), layer.clone());
+        let keep = move || keep(&layer, &built, incoming, &store, &indexes);
+        tokio::task::spawn_blocking(keep).await.context("keeping a layer")?
+    }
+}
+
+/// Stores the layer's index, and then the layer.
+fn keep(
+    layer: &ImageLayer,
+    built: &LayerIndex,
+    incoming: Arc<Mutex<cache::Incoming>>,
+    store: &cache::Store,
+    indexes: &IndexStore,
+) -> Result<()> {
+    let stored = stream::save(built, layer, indexes)?;
+    let incoming = Arc::into_inner(incoming).context("the layer is still being written")?;
+    match store.keep(incoming.into_inner(), shape_of(&stored), built.diff_id) {
+        // A mount that has it goes on with what it has.
+        Ok(()) | Err(KeepError::InUse { .. }) => {}
+        Err(err) => return Err(err).with_context(|| format!("keeping layer {}", layer.digest)),
+    }
+    tracing::info!(layer = %layer.digest, bytes = built.uncompressed_total, "layer received and sealed");
+    Ok(())
+}
+
+/// Each takes a connection, a thread, and the memory of what its compression looks back at.
+const LAYERS_AT_A_TIME: usize = 6;
