@@ -8,7 +8,7 @@ use std::sync::Arc;
 use oci::Digest;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use ztoc::{Limits, Ztoc};
+use ztoc::{Compression, Limits, Ztoc};
 
 /// A folder of zTOCs.
 #[derive(Debug, Clone)]
@@ -138,11 +138,9 @@ impl IndexStore {
         if Digest::of(bytes) != note.ztoc {
             return Err(unusable("its bytes have changed".to_owned()));
         }
-        let ztoc =
-            Ztoc::parse(bytes, &Limits::default()).map_err(|err| unusable(err.to_string()))?;
-        if note.streamed && ztoc.spans.span_size() > MAX_STREAMED_SPAN {
-            let size = ztoc.spans.span_size();
-            return Err(unusable(format!("its spans of {size} bytes would not fit into memory")));
+        let ztoc = parse(layer, bytes)?;
+        if note.streamed {
+            check_streamed(layer, &ztoc)?;
         }
         Ok((note, ztoc))
     }
@@ -159,8 +157,7 @@ impl IndexStore {
         origin: IndexOrigin,
     ) -> Result<StoredIndex, StoreIndexError> {
         let unusable = |why: String| StoreIndexError::Unusable { layer: *layer, why };
-        let ztoc =
-            Ztoc::parse(bytes, &Limits::default()).map_err(|err| unusable(err.to_string()))?;
+        let ztoc = parse(layer, bytes)?;
         if ztoc.compressed_size != layer_size {
             let size = ztoc.compressed_size;
             return Err(unusable(format!(
@@ -175,13 +172,15 @@ impl IndexStore {
     /// of its uncompressed tar.
     ///
     /// # Errors
-    /// When the disk refuses it.
+    /// When the bytes are none, or the disk refuses them.
     pub fn save_streamed(
         &self,
         layer: &Digest,
         bytes: &[u8],
+        origin: IndexOrigin,
     ) -> Result<StoredIndex, StoreIndexError> {
-        let note = Note { ztoc: Digest::of(bytes), origin: IndexOrigin::Built, streamed: true };
+        let note = Note { ztoc: Digest::of(bytes), origin, streamed: true };
+        check_streamed(layer, &parse(layer, bytes)?)?;
         self.write(layer, bytes, &note)?;
         self.reload(layer)
     }
@@ -253,6 +252,23 @@ impl IndexStore {
         let hex = layer.hex();
         (self.dir.join(format!("{hex}.ztoc")), self.dir.join(format!("{hex}.json")))
     }
+}
+
+fn parse(layer: &Digest, bytes: &[u8]) -> Result<Ztoc, StoreIndexError> {
+    Ztoc::parse(bytes, &Limits::default())
+        .map_err(|err| StoreIndexError::Unusable { layer: *layer, why: err.to_string() })
+}
+
+/// Whether a zTOC can be that of a streamed layer's tar.
+fn check_streamed(layer: &Digest, ztoc: &Ztoc) -> Result<(), StoreIndexError> {
+    let why = if ztoc.spans.compression() != Compression::Uncompressed {
+        "it is not that of a tar".to_owned()
+    } else if ztoc.spans.span_size() > MAX_STREAMED_SPAN {
+        format!("its spans of {} bytes are too long", ztoc.spans.span_size())
+    } else {
+        return Ok(());
+    };
+    Err(StoreIndexError::Unusable { layer: *layer, why })
 }
 
 /// The bytes of a streamed layer's span are in memory until its digest is known to be right.

@@ -8,6 +8,7 @@ use oci::{Descriptor, Digest, Manifest};
 use crate::index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex};
 use crate::local::MAX_DOCUMENT;
 use crate::origin::{Image, ImageLayer, Origin, OriginError};
+use crate::streams::{self, FindStreamsError};
 
 /// What there is for each layer of an image, in the order of its layers.
 #[derive(Debug)]
@@ -41,18 +42,22 @@ pub async fn find_indexes(
             reason: "an index of every layer is on this machine".to_owned(),
         });
     }
-    let (index, from) = match remote_index(origin, descriptor, manifest).await {
-        Ok(Some(found)) => found,
-        Ok(None) => {
-            let reason = "no index in the registry: neither annotation nor referrer".to_owned();
-            return Ok(FoundIndexes { layers, reason });
+    let mut reason = match remote_index(origin, descriptor, manifest).await {
+        Ok(Some((index, from))) => {
+            fetch_ztocs(origin, manifest, store, (&index, from), &mut layers).await?
         }
-        Err(err) => {
-            let reason = format!("the registry's index cannot be used: {}", in_full(&err));
-            return Ok(FoundIndexes { layers, reason });
-        }
+        Ok(None) => "no index in the registry: neither annotation nor referrer".to_owned(),
+        Err(err) => format!("the registry's index cannot be used: {}", in_full(&err)),
     };
-    let reason = fetch_ztocs(origin, manifest, store, (&index, from), &mut layers).await?;
+    match streams::find(origin, (descriptor, manifest), store, &mut layers).await {
+        Ok(0) => {}
+        Ok(count) => reason.push_str(&format!("; {count} of its zstd layers have one of Hermes")),
+        Err(FindStreamsError::Store(err @ StoreIndexError::Io { .. })) => return Err(err),
+        Err(err) => {
+            let why = in_full(&err);
+            reason.push_str(&format!("; that of zstd layers cannot be used: {why}"));
+        }
+    }
     Ok(FoundIndexes { layers, reason })
 }
 
@@ -150,8 +155,17 @@ pub enum PushIndexError {
     Push(#[from] OriginError),
 }
 
-/// Pushes the indexes that this machine has for `image` to where the image lies, as a SOCI v1 index
-/// that refers to it. Returns the index' descriptor.
+/// What was pushed of an image's indexes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct PushedIndexes {
+    /// The SOCI index of the layers that can be entered anywhere.
+    pub soci: Option<Descriptor>,
+    /// Hermes' own artifact with the indexes of zstd layers.
+    pub streams: Option<Descriptor>,
+}
+
+/// Pushes the indexes that this machine has for `image` to where the image lies: as a SOCI v1 index
+/// that refers to it, and those of zstd layers as an artifact that SOCI's tools pass over.
 ///
 /// # Errors
 /// [`PushIndexError`].
@@ -159,7 +173,8 @@ pub async fn push_indexes(
     origin: &Origin,
     image: &Image,
     store: &IndexStore,
-) -> Result<Descriptor, PushIndexError> {
+) -> Result<PushedIndexes, PushIndexError> {
+    let streams = streams::push(origin, image, store).await?;
     let mut entries = Vec::new();
     for layer in &image.layers {
         let Some(stored) = store.load(&layer.digest)?.filter(|stored| !stored.streamed) else {
@@ -170,13 +185,16 @@ pub async fn push_indexes(
         origin.push_blob(&stored.digest, blob.into()).await?;
     }
     if entries.is_empty() {
-        return Err(PushIndexError::Nothing(image.name.clone()));
+        return match streams {
+            Some(_) => Ok(PushedIndexes { soci: None, streams }),
+            None => Err(PushIndexError::Nothing(image.name.clone())),
+        };
     }
     let index = SociIndex::v1(&image.descriptor, entries);
     origin.push_blob(&Digest::of(soci::CONFIG_BYTES), soci::CONFIG_BYTES.into()).await?;
     let descriptor = index.descriptor();
     origin.push_manifest(&descriptor, index.to_bytes().into()).await?;
-    Ok(descriptor)
+    Ok(PushedIndexes { soci: Some(descriptor), streams })
 }
 
 fn entry(layer: &ImageLayer, stored: &StoredIndex, blob: &[u8]) -> ZtocEntry {
@@ -205,6 +223,6 @@ fn in_full(err: &dyn std::error::Error) -> String {
 const _: () = assert!(MAX_DOCUMENT < MAX_ZTOC);
 
 /// A zTOC of an image layer of 100 GB, with room to spare.
-const MAX_ZTOC: u64 = 2 << 30;
+pub(crate) const MAX_ZTOC: u64 = 2 << 30;
 
 const ZTOCS_AT_A_TIME: usize = 8;

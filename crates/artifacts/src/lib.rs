@@ -5,9 +5,10 @@ mod indexes;
 mod local;
 mod name;
 mod origin;
+mod streams;
 
 pub use index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex};
-pub use indexes::{FoundIndexes, PushIndexError, find_indexes, push_indexes};
+pub use indexes::{FoundIndexes, PushIndexError, PushedIndexes, find_indexes, push_indexes};
 pub use local::LocalError;
 pub use name::{ImageName, ParseImageNameError};
 pub use origin::{BlobStream, FoundManifest, Image, ImageLayer, Origin, OriginError};

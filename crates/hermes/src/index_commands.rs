@@ -8,7 +8,7 @@ mod span_bytes;
 mod verify;
 
 use anyhow::{Context, Result};
-use artifacts::{Image, ImageName, IndexStore, Origin, PushIndexError, StoredIndex};
+use artifacts::{Image, ImageName, IndexStore, Origin, PushIndexError, PushedIndexes, StoredIndex};
 use oci::{Descriptor, Digest};
 use serde::Serialize;
 use ztoc::EntryKind;
@@ -127,18 +127,25 @@ fn no_index(image: &Image, reason: &str) -> anyhow::Error {
 struct PushReport {
     image: String,
     manifest: Digest,
-    /// The SOCI index.
-    index: Descriptor,
+    /// The SOCI index; nothing if all layers are zstd.
+    index: Option<Descriptor>,
+    /// Hermes' own artifact, with the indexes of zstd layers.
+    streams: Option<Descriptor>,
 }
 
 async fn push(session: &Session<'_>, name: &str) -> Result<()> {
     let (origin, image) = session.image(name).await?;
-    let index = match artifacts::push_indexes(&origin, &image, &session.indexes()?).await {
-        Err(err @ PushIndexError::Nothing(_)) => return Err(not_found(err.to_string())),
-        other => other?,
-    };
-    let report = PushReport { image: image.name, manifest: image.descriptor.digest, index };
-    session.output.result(&report, |report| report.index.digest.to_string())
+    let PushedIndexes { soci: index, streams } =
+        match artifacts::push_indexes(&origin, &image, &session.indexes()?).await {
+            Err(err @ PushIndexError::Nothing(_)) => return Err(not_found(err.to_string())),
+            other => other?,
+        };
+    let manifest = image.descriptor.digest;
+    let report = PushReport { image: image.name, manifest, index, streams };
+    session.output.result(&report, |report| {
+        let pushed = report.index.iter().chain(&report.streams);
+        pushed.map(|pushed| pushed.digest.to_string()).collect::<Vec<_>>().join("\n")
+    })
 }
 
 #[derive(Serialize)]

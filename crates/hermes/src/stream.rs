@@ -78,7 +78,7 @@ pub(crate) fn save(
     indexes: &IndexStore,
 ) -> Result<StoredIndex, StoreIndexError> {
     if built.is_streamed {
-        indexes.save_streamed(&layer.digest, &built.ztoc_bytes)
+        indexes.save_streamed(&layer.digest, &built.ztoc_bytes, IndexOrigin::Built)
     } else {
         indexes.save(&layer.digest, layer.size, &built.ztoc_bytes, IndexOrigin::Built)
     }

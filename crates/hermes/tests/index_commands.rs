@@ -354,7 +354,7 @@ fn an_index_that_lies_is_found_out() {
 }
 
 #[test]
-fn zstd_layers_are_kept_but_not_pushed() {
+fn indexes_of_zstd_layers_are_pushed_beside_that_of_soci() {
     let setup = Setup::new(Compression::Zstd { level: 3 });
     let built = setup.build(&[]);
     assert_eq!(built["layers"][0]["index"]["streamed"], true);
@@ -362,7 +362,12 @@ fn zstd_layers_are_kept_but_not_pushed() {
     printed(&setup.index(&["get-file", setup.name(), "etc/first"]), b"three\n");
     let verified = setup.json(&["verify", setup.name()]);
     assert_eq!(verified["layers"][0]["identical"], true);
-    setup.json(&["push", setup.name()]);
+    let pushed = setup.json(&["push", setup.name()]);
+    assert!(pushed["index"].is_object() && pushed["streams"].is_object(), "{pushed}");
     let shown = done(&setup.index_at("other", &["show", setup.name()]));
-    assert!(shown["layers"][0]["index"].is_null());
+    let index = &shown["layers"][0]["index"];
+    assert_eq!((&index["streamed"], &index["origin"]), (&true.into(), &"referrer".into()));
+    assert_eq!(index["ztoc"], built["layers"][0]["index"]["ztoc"]);
+    let reason = shown["reason"].as_str().unwrap();
+    assert!(reason.contains("1 of its zstd layers have one of Hermes"), "{reason}");
 }
