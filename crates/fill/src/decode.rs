@@ -13,7 +13,7 @@ use ztoc::{SpanDecoder, SpanId};
 
 use crate::engine::Shared;
 use crate::error::SpanFault;
-use crate::layer::Layer;
+use crate::layer::{Layer, MOST_TAIL};
 
 /// One span whose compressed bytes have come.
 pub(crate) struct Work {
@@ -151,7 +151,7 @@ pub(crate) fn make(
         if piece.is_empty() {
             break;
         }
-        // Only the last span goes on past its end: to the end of the stream.
+        // What comes after the range is behind the archive's end.
         let inside = usize::try_from(range.end - at).unwrap_or(usize::MAX).min(piece.len());
         let (inside, beyond) = piece.split_at(inside);
         tail.extend_from_slice(
@@ -164,8 +164,8 @@ pub(crate) fn make(
             layer.progressed(span, at);
         }
     }
-    if span.0 + 1 == spec.spans.len() {
-        layer.set_tail(tail);
+    if range.end == spec.spans.uncompressed_size() {
+        layer.set_tail(span, tail);
     }
     spec.cache.mark_present(span.0, checksum)?;
     Ok(())
@@ -175,6 +175,3 @@ const WINDOW: usize = 32 * 1024;
 
 /// How much is inflated between two looks at who waits.
 const PIECE: usize = 128 * 1024;
-
-/// What follows the end of an archive is kept up to this; a layer with more is never sealed.
-const MOST_TAIL: usize = 1 << 20;

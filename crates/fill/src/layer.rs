@@ -95,8 +95,9 @@ struct State {
     produced: HashMap<u32, u64>,
     trouble: HashMap<u32, Trouble>,
     sealing: Sealing,
-    /// What follows the end of the archive, once this daemon has decoded it.
-    tail: Option<Vec<u8>>,
+    /// What follows the end of the archive, by the spans that make it, once this daemon has decoded
+    /// them.
+    tail: BTreeMap<u32, Vec<u8>>,
     /// Why the index was found to lie.
     revoked: Option<String>,
 }
@@ -342,20 +343,37 @@ impl Layer {
         }
     }
 
+    /// What follows the end of the archive, if this daemon has decoded all of it; only the beginning
+    /// of more than [`MOST_TAIL`].
     pub(crate) fn tail(&self) -> Option<Vec<u8>> {
-        self.state.lock().tail.clone()
+        let state = self.state.lock();
+        let pieces = self.tail_spans().map(|span| state.tail.get(&span));
+        pieces
+            .collect::<Option<Vec<_>>>()
+            .map(|pieces| pieces.into_iter().flatten().copied().collect())
     }
 
-    pub(crate) fn set_tail(&self, tail: Vec<u8>) {
-        self.state.lock().tail = Some(tail);
+    pub(crate) fn set_tail(&self, span: SpanId, mut tail: Vec<u8>) {
+        let pieces = &mut self.state.lock().tail;
+        pieces.remove(&span.0);
+        tail.truncate(MOST_TAIL.saturating_sub(pieces.values().map(Vec::len).sum()));
+        pieces.insert(span.0, tail);
     }
 
-    /// Has the last span made again, since what follows it was not kept.
+    /// The span in which the archive ends, and those behind it.
+    fn tail_spans(&self) -> Range<u32> {
+        let spans = &self.spec.spans;
+        let end = spans.uncompressed_size();
+        let first = spans.ids().rev().take_while(|span| spans.uncompressed_range(*span).end == end);
+        first.last().map_or(0, |first| first.0)..spans.len()
+    }
+
+    /// Has the last spans made again, since what follows the archive was not kept.
     pub(crate) fn fetch_tail(&self, shared: &Shared) {
-        let Some(last) = self.spec.spans.len().checked_sub(1) else { return };
+        let spans: Vec<u32> = self.tail_spans().collect();
         self.state.lock().sealing = Sealing::NotYet;
-        match self.spec.cache.forget(&[last]) {
-            Ok(()) => shared.want(self.id, &[last], Class::Background),
+        match self.spec.cache.forget(&spans) {
+            Ok(()) => shared.want(self.id, &spans, Class::Background),
             Err(err) => {
                 tracing::error!(layer = %self.spec.digest, error = %err, "layer cannot be sealed");
             }
@@ -536,6 +554,9 @@ fn backoff(attempts: u32) -> Duration {
 
 /// After so many wrong answers about one span its readers are told instead of kept waiting.
 pub(crate) const WRONG_BYTES_LIMIT: u32 = 5;
+
+/// What follows the end of an archive is kept up to this, in bytes; a layer with more is never sealed.
+pub(crate) const MOST_TAIL: usize = 1 << 20;
 
 /// However long a source asks us to stay away, we look again after this.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);

@@ -84,7 +84,7 @@ impl<'a> SpanDecoder<'a> {
         let needs_window = table.window_position(span).is_some();
         let window = if needs_window { window } else { &[] };
         check_len(span, window, if needs_window { to_u64(WINDOW_SIZE) } else { 0 })?;
-        let made = table.uncompressed_range(span);
+        let made = table.made_range(span);
         let to_the_end = span.0 == table.len().saturating_sub(1);
         let mut decoder = Self {
             span,
@@ -106,9 +106,9 @@ impl<'a> SpanDecoder<'a> {
     /// Fills `out` from its beginning and returns how many bytes were written: 0 only when the span
     /// is complete (or `out` is empty).
     ///
-    /// All spans but the last make exactly [`SpanTable::uncompressed_range`]. The last one makes at
-    /// least that, and then the padding behind the archive up to the end of the layer, of which the
-    /// index does not know the length: the caller bounds it.
+    /// A span makes [`SpanTable::uncompressed_range`] and then, if the archive ends in it or before
+    /// it, padding. The last one makes that up to the end of the layer, of which the index does not know
+    /// the length: the caller bounds it.
     ///
     /// # Errors
     /// [`DecodeSpanError::Damaged`], [`DecodeSpanError::Short`]; the decoder is of no more use then.

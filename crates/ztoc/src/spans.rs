@@ -38,9 +38,9 @@ pub struct Checkpoint {
 /// The spans of a layer: where they lie, what they make, their digests.
 ///
 /// Guarantees, whatever the bytes were that it was parsed from: spans follow one another without a
-/// gap and none but the last is empty, they lie within the compressed size, and none makes more than
-/// deflate can from its bytes (1032 to 1), so that lengths may be trusted for allocation once the
-/// compressed size is.
+/// gap and none is empty but those that hold nothing but padding behind the archive's end, they lie
+/// within the compressed size, and none makes more than deflate can from its bytes (1032 to 1), so that
+/// lengths may be trusted for allocation once the compressed size is.
 ///
 /// The 32 KiB windows (one for each span) are not in memory: the table knows where in the zTOC they
 /// are.
@@ -124,15 +124,21 @@ impl SpanTable {
         compressed_start(&self.checkpoint(span))..end
     }
 
-    /// The bytes of the tar that a span makes. The last span makes, after these, the padding behind
-    /// the archive's end, if there is any.
+    /// The bytes of the tar, up to the archive's end, that a span makes. What it makes after these is
+    /// padding; one behind the archive's end makes nothing else.
     ///
     /// # Panics
     /// If there is no such span.
     #[must_use]
     pub fn uncompressed_range(&self, span: SpanId) -> Range<u64> {
+        let made = self.made_range(span);
+        made.start.min(self.uncompressed_size)..made.end.min(self.uncompressed_size)
+    }
+
+    /// What a span makes, padding included, as far as the table knows: not how much follows the last
+    /// span.
+    pub(crate) fn made_range(&self, span: SpanId) -> Range<u64> {
         let start = self.checkpoint(span).uncompressed;
-        // A last span that holds nothing but padding is empty.
         let end = match self.next(span) {
             Some(next) => next.uncompressed,
             None => self.uncompressed_size.max(start),
@@ -163,7 +169,7 @@ impl SpanTable {
         &self,
         range: Range<u64>,
     ) -> impl DoubleEndedIterator<Item = SpanId> + ExactSizeIterator + Clone + use<> {
-        let last = range.end.min(self.end()).checked_sub(1);
+        let last = range.end.min(self.uncompressed_size).checked_sub(1);
         let spans = match last {
             Some(last) if range.start <= last => {
                 let first = self.span_at(range.start).map_or(0, |span| span.0);
@@ -207,11 +213,6 @@ impl SpanTable {
 
     pub(crate) fn digests(&self) -> &[Digest] {
         &self.digests
-    }
-
-    /// The end of the last span's range.
-    fn end(&self) -> u64 {
-        self.checkpoints.last().map_or(0, |last| self.uncompressed_size.max(last.uncompressed))
     }
 
     fn get(&self, span: SpanId) -> Option<&Checkpoint> {
@@ -412,11 +413,20 @@ mod tests {
 
     #[test]
     fn padding_behind_the_archive_may_fill_the_last_span() {
-        let table = SpanTable::try_from(SpanParts { uncompressed_size: 240, ..parts() }).unwrap();
-        assert_eq!(table.uncompressed_range(SpanId(2)), 250..250);
-        assert_eq!(table.span_at(249), Some(SpanId(1)));
-        assert_eq!(table.span_at(250), None);
-        assert_eq!(table.spans_covering(0..1000).len(), 2);
+        let check = |uncompressed_size, expected: [Range<u64>; 3], covering: u32| {
+            let parts = SpanParts { uncompressed_size, ..parts() };
+            let table = SpanTable::try_from(parts).unwrap();
+            let ranges: Vec<_> = table.ids().map(|span| table.uncompressed_range(span)).collect();
+            assert_eq!(ranges, expected);
+            let last = table.span_at(uncompressed_size - 1).map(|span| span.0);
+            assert_eq!(last, Some(covering - 1));
+            assert_eq!(table.span_at(uncompressed_size), None);
+            assert_eq!(table.spans_covering(0..1000).len(), covering as usize);
+        };
+        check(251, [0..100, 100..250, 250..251], 3);
+        check(250, [0..100, 100..250, 250..250], 2);
+        check(240, [0..100, 100..240, 240..240], 2);
+        check(99, [0..99, 99..99, 99..99], 1);
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use oci::Digest;
-use testkit::image::{Compression, Content, ImageBuilder, LayerBuilder, Texture};
+use testkit::image::{Compression, Content, End, ImageBuilder, LayerBuilder, Texture};
 use testkit::registry::{Fault, Link, Scope, Times};
 
 use crate::BACKENDS;
@@ -200,6 +200,28 @@ fn a_first_mount_transfers_and_writes_each_layer_once_and_the_next_is_lazy() {
     let sent: u64 = layers.iter().map(|layer| setup.transferred(layer).1).sum();
     assert_eq!(sent, 0, "the kept indexes make it lazy");
     check(&dir, &contents);
+}
+
+#[test]
+fn padding_behind_an_archive_may_fill_spans() {
+    let setup = Setup::new();
+    let (mut image, mut contents) = (ImageBuilder::new(), Vec::new());
+    // The archives end just before a span does, and what GNU tar adds goes on behind it.
+    for (path, end, compression) in [("zstd", 1 << 20, ZSTD), ("none", 4 << 20, Compression::None)]
+    {
+        let content = Content::generated(1, end - 2560, Texture::Random);
+        contents.push((path.to_owned(), content.to_bytes()));
+        let layer = LayerBuilder::new().file(path, content).end(End::Record).build();
+        image = image.layer(layer, compression);
+    }
+    let name = image.build().push_to(&setup.registry, "padded", "1").unwrap().reference;
+    let dir = setup.mount(&name, "mnt", &[]);
+    check(&dir, &contents);
+    setup.ok(&["umount", dir.to_str().unwrap()]);
+    setup.ok(&["cache", "prune"]);
+    let dir = setup.mount(&name, "mnt", &[]);
+    check(&dir, &contents);
+    setup.until_sealed();
 }
 
 #[test]

@@ -72,7 +72,7 @@ pub(crate) fn try_index(
     }
     let built = indexer.finish()?;
     for span in built.ztoc.spans.ids() {
-        let start = built.ztoc.spans.uncompressed_range(span).start;
+        let start = built.ztoc.spans.checkpoint(span).uncompressed;
         assert!(edges.contains(&start), "the sink got bytes of two spans at once, at {start}");
     }
     Ok((built, tar))

@@ -26,10 +26,12 @@ fn check(layer: &Layer, options: IndexerOptions, push: usize, read: usize) {
         let slice = &layer.bytes[compressed.start as usize..compressed.end as usize];
         assert_eq!(*spans.digest(span), Digest::of(slice), "{span:?}");
         let made = decode(&ztoc, blob, &layer.bytes, span, read).unwrap();
-        let range = spans.uncompressed_range(span);
-        let is_last = span.0 + 1 == spans.len();
-        let end = if is_last { layer.tar.len() } else { range.end as usize };
-        assert!(made == layer.tar[range.start as usize..end], "{span:?} of {}", spans.len());
+        let start = spans.checkpoint(span).uncompressed;
+        let next = spans.ids().find(|next| *next > span);
+        let end = next.map_or(layer.tar.len() as u64, |next| spans.checkpoint(next).uncompressed);
+        assert!(made == layer.tar[start as usize..end as usize], "{span:?} of {}", spans.len());
+        let size = ztoc.uncompressed_size;
+        assert_eq!(spans.uncompressed_range(span), start.min(size)..end.min(size), "{span:?}");
     }
     for entry in &ztoc.toc {
         let number: u64 = String::from_utf8(entry.name[6..].to_vec()).unwrap().parse().unwrap();
