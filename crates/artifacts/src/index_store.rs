@@ -28,6 +28,8 @@ pub enum IndexOrigin {
     Annotation,
     /// Found as a referrer of the image (SOCI v1).
     Referrer,
+    /// Hermes' own, found as a referrer of the image.
+    Hermes,
 }
 
 impl std::fmt::Display for IndexOrigin {
@@ -36,6 +38,7 @@ impl std::fmt::Display for IndexOrigin {
             Self::Built => "built here",
             Self::Annotation => "the image's annotation (SOCI v2)",
             Self::Referrer => "a referrer of the image (SOCI v1)",
+            Self::Hermes => "a referrer of the image (Hermes)",
         })
     }
 }
@@ -168,6 +171,23 @@ impl IndexStore {
         self.reload(layer)
     }
 
+    /// Stores an index of `layer` that was built here with two cuts of its spans: `bytes` for this
+    /// machine, and `soci` for [`soci_blob`](Self::soci_blob).
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn save_both(
+        &self,
+        layer: &Digest,
+        layer_size: u64,
+        bytes: &[u8],
+        soci: &[u8],
+    ) -> Result<StoredIndex, StoreIndexError> {
+        let path = self.soci_path(layer);
+        replace(&path, soci).map_err(|source| StoreIndexError::Io { path, source })?;
+        self.save(layer, layer_size, bytes, IndexOrigin::Built)
+    }
+
     /// Stores what is known of a layer that can only be read from its beginning: `bytes` is a zTOC
     /// of its uncompressed tar.
     ///
@@ -213,7 +233,7 @@ impl IndexStore {
     pub fn remove(&self, layer: &Digest) -> Result<bool, StoreIndexError> {
         let (path, note) = self.paths(layer);
         let mut removed = false;
-        for path in [note, path] {
+        for path in [note, path, self.soci_path(layer)] {
             match fs::remove_file(&path) {
                 Ok(()) => removed = true,
                 Err(err) if err.kind() == io::ErrorKind::NotFound => {}
@@ -239,6 +259,22 @@ impl IndexStore {
         Ok(layers)
     }
 
+    /// The zTOC of a layer with the spans that SOCI cuts, and its span size.
+    ///
+    /// # Errors
+    /// When it cannot be read or is damaged.
+    pub fn soci_blob(&self, layer: &Digest) -> Result<(Vec<u8>, u64), StoreIndexError> {
+        let path = self.soci_path(layer);
+        let bytes = match fs::read(&path) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => self.blob(layer)?,
+            read => read.map_err(|source| StoreIndexError::Io { path, source })?,
+        };
+        let parsed = Ztoc::parse(&bytes, &Limits::default());
+        let unusable = |why: String| StoreIndexError::Unusable { layer: *layer, why };
+        let span_size = parsed.map_err(|err| unusable(err.to_string()))?.spans.span_size();
+        Ok((bytes, span_size))
+    }
+
     /// The blob of a stored zTOC.
     ///
     /// # Errors
@@ -246,6 +282,10 @@ impl IndexStore {
     pub fn blob(&self, layer: &Digest) -> Result<Vec<u8>, StoreIndexError> {
         let (path, _) = self.paths(layer);
         fs::read(&path).map_err(|source| StoreIndexError::Io { path, source })
+    }
+
+    fn soci_path(&self, layer: &Digest) -> PathBuf {
+        self.dir.join(format!("{}.soci", layer.hex()))
     }
 
     fn paths(&self, layer: &Digest) -> (PathBuf, PathBuf) {

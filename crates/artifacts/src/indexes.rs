@@ -1,14 +1,17 @@
 //! The index of an image: looked for here, then where the image lies.
 
+use std::io::{self, Read};
+
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
 use oci::soci::{self, SociIndex, Version, ZtocEntry};
-use oci::{Descriptor, Digest, Manifest};
+use oci::span_index::{self, SpanIndex, SpanIndexEntry};
+use oci::{Descriptor, Digest, LayerCompression, Manifest};
 
 use crate::index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex};
 use crate::local::MAX_DOCUMENT;
 use crate::origin::{Image, ImageLayer, Origin, OriginError};
-use crate::streams::{self, FindStreamsError};
 
 /// What there is for each layer of an image, in the order of its layers.
 #[derive(Debug)]
@@ -42,55 +45,139 @@ pub async fn find_indexes(
             reason: "an index of every layer is on this machine".to_owned(),
         });
     }
-    let mut reason = match remote_index(origin, descriptor, manifest).await {
-        Ok(Some((index, from))) => {
-            fetch_ztocs(origin, manifest, store, (&index, from), &mut layers).await?
+    let remote = match remote_index(origin, descriptor, manifest).await {
+        Ok(Some(found)) => found,
+        Ok(None) => {
+            let reason = "no index in the registry: neither annotation nor referrer".to_owned();
+            return Ok(FoundIndexes { layers, reason });
         }
-        Ok(None) => "no index in the registry: neither annotation nor referrer".to_owned(),
-        Err(err) => format!("the registry's index cannot be used: {}", in_full(&err)),
-    };
-    match streams::find(origin, (descriptor, manifest), store, &mut layers).await {
-        Ok(0) => {}
-        Ok(count) => reason.push_str(&format!("; {count} of its zstd layers have one of Hermes")),
-        Err(FindStreamsError::Store(err @ StoreIndexError::Io { .. })) => return Err(err),
         Err(err) => {
-            let why = in_full(&err);
-            reason.push_str(&format!("; that of zstd layers cannot be used: {why}"));
+            let reason = format!("the registry's index cannot be used: {}", in_full(&err));
+            return Ok(FoundIndexes { layers, reason });
         }
-    }
+    };
+    let reason = fetch_ztocs(origin, manifest, store, &remote, &mut layers).await?;
     Ok(FoundIndexes { layers, reason })
 }
 
-/// The index that the image's place has for it, and how it was found.
+/// An index that lies beside an image.
+#[derive(Debug)]
+enum RemoteIndex {
+    Hermes(SpanIndex),
+    Soci(SociIndex, IndexOrigin),
+}
+
+/// The index that the image's place has for it.
 async fn remote_index(
     origin: &Origin,
     descriptor: &Descriptor,
     manifest: &Manifest,
-) -> Result<Option<(SociIndex, IndexOrigin)>, OriginError> {
-    if let Some(digest) = soci::index_of(manifest) {
+) -> Result<Option<RemoteIndex>, OriginError> {
+    let annotated = soci::index_of(manifest);
+    let types = [span_index::ARTIFACT_TYPE, Version::V1.artifact_type()];
+    let referrers = origin.referrers(&descriptor.digest, &types).await;
+    let found = match (&annotated, referrers) {
+        (Some(_), Err(err)) => {
+            tracing::debug!(image = %origin.name(), error = %err, "referrers cannot be listed");
+            Vec::new()
+        }
+        (_, referrers) => referrers?,
+    };
+    let of_type =
+        |wanted: &str| found.iter().find(|entry| entry.artifact_type.as_deref() == Some(wanted));
+    if let Some(own) = of_type(span_index::ARTIFACT_TYPE) {
+        match read_span_index(origin, own).await {
+            Ok(index) => return Ok(Some(RemoteIndex::Hermes(index))),
+            Err(err) => {
+                tracing::debug!(image = %origin.name(), error = %err, "Hermes' index is gone");
+            }
+        }
+    }
+    if let Some(digest) = annotated {
         let descriptor = Descriptor::new(oci::media_type::OCI_MANIFEST, digest, 0);
         match read_index(origin, &descriptor).await {
-            Ok(index) => return Ok(Some((index, IndexOrigin::Annotation))),
+            Ok(index) => return Ok(Some(RemoteIndex::Soci(index, IndexOrigin::Annotation))),
             // The image was copied without its index; a referrer may be there all the same.
             Err(err) => {
                 tracing::debug!(image = %origin.name(), error = %err, "annotated index is gone");
             }
         }
     }
-    let subject = &descriptor.digest;
-    let found = origin.referrers(subject, Version::V1.artifact_type()).await?;
-    match found.first() {
-        Some(first) => Ok(Some((read_index(origin, first).await?, IndexOrigin::Referrer))),
+    match of_type(Version::V1.artifact_type()) {
+        Some(first) => {
+            let index = read_index(origin, first).await?;
+            Ok(Some(RemoteIndex::Soci(index, IndexOrigin::Referrer)))
+        }
         None => Ok(None),
     }
 }
 
 async fn read_index(origin: &Origin, descriptor: &Descriptor) -> Result<SociIndex, OriginError> {
     let bytes = origin.document(descriptor).await?;
-    SociIndex::from_bytes(&bytes).map_err(|err| OriginError::NotAnImage {
+    SociIndex::from_bytes(&bytes).map_err(|err| not_an_index(origin, descriptor, &err))
+}
+
+async fn read_span_index(
+    origin: &Origin,
+    descriptor: &Descriptor,
+) -> Result<SpanIndex, OriginError> {
+    let bytes = origin.document(descriptor).await?;
+    SpanIndex::from_bytes(&bytes).map_err(|err| not_an_index(origin, descriptor, &err))
+}
+
+fn not_an_index(
+    origin: &Origin,
+    descriptor: &Descriptor,
+    why: &dyn std::fmt::Display,
+) -> OriginError {
+    OriginError::NotAnImage {
         image: format!("index {} of {}", descriptor.digest, origin.name()),
-        why: err.to_string(),
-    })
+        why: why.to_string(),
+    }
+}
+
+/// A zTOC that an index names.
+#[derive(Debug, Clone)]
+struct RemoteZtoc {
+    digest: Digest,
+    /// Bytes of the blob.
+    size: u64,
+    /// Bytes of the zTOC, if the blob is compressed.
+    plain_size: Option<u64>,
+    streamed: bool,
+    from: IndexOrigin,
+}
+
+impl RemoteIndex {
+    fn ztoc(&self, layer: &Digest) -> Option<RemoteZtoc> {
+        match self {
+            Self::Hermes(index) => index.entry(layer).map(|entry| RemoteZtoc {
+                digest: entry.digest,
+                size: entry.size,
+                plain_size: Some(entry.plain_size),
+                streamed: entry.streamed,
+                from: self.origin(),
+            }),
+            Self::Soci(index, _) => index.ztoc_for_layer(layer).map(|entry| RemoteZtoc {
+                digest: entry.digest,
+                size: entry.size,
+                plain_size: None,
+                streamed: false,
+                from: self.origin(),
+            }),
+        }
+    }
+
+    const fn origin(&self) -> IndexOrigin {
+        match self {
+            Self::Hermes(_) => IndexOrigin::Hermes,
+            Self::Soci(_, from) => *from,
+        }
+    }
+}
+
+fn is_stream(layer: &Descriptor) -> bool {
+    LayerCompression::from_media_type(&layer.media_type) == Ok(LayerCompression::Zstd)
 }
 
 /// Fetches the zTOCs that are missing, several at a time, and says how it went.
@@ -98,22 +185,24 @@ async fn fetch_ztocs(
     origin: &Origin,
     manifest: &Manifest,
     store: &IndexStore,
-    (index, from): (&SociIndex, IndexOrigin),
+    index: &RemoteIndex,
     layers: &mut [Option<StoredIndex>],
 ) -> Result<String, StoreIndexError> {
     let mut wanted = Vec::new();
     for (place, layer) in manifest.layers.iter().enumerate() {
         let missing = layers.get(place).is_some_and(Option::is_none);
-        if let (true, Some(ztoc)) = (missing, index.ztoc_for_layer(&layer.digest)) {
-            wanted.push(fetch_ztoc(origin.clone(), place, ztoc.clone()));
+        let ztoc = index.ztoc(&layer.digest).filter(|ztoc| ztoc.streamed == is_stream(layer));
+        if let (true, Some(ztoc)) = (missing, ztoc) {
+            wanted.push(fetch_ztoc(origin.clone(), place, ztoc, layer.size));
         }
     }
     let mut trouble = None;
     let mut answers = stream::iter(wanted).buffer_unordered(ZTOCS_AT_A_TIME);
-    while let Some((place, answer)) = answers.next().await {
+    while let Some((place, ztoc, answer)) = answers.next().await {
         let Some(layer) = manifest.layers.get(place) else { continue };
         let stored = match answer {
-            Ok(bytes) => store.save(&layer.digest, layer.size, &bytes, from),
+            Ok(bytes) if ztoc.streamed => store.save_streamed(&layer.digest, &bytes, ztoc.from),
+            Ok(bytes) => store.save(&layer.digest, layer.size, &bytes, ztoc.from),
             Err(err) => {
                 trouble = Some(in_full(&err));
                 continue;
@@ -126,7 +215,7 @@ async fn fetch_ztocs(
             (Ok(_), None) => {}
         }
     }
-    let have = layers.iter().flatten().count();
+    let (have, from) = (layers.iter().flatten().count(), index.origin());
     Ok(match trouble {
         None => format!("index from {from}; {have} of {} layers have one", layers.len()),
         Some(why) => format!("index from {from}, in part: {why}"),
@@ -136,9 +225,32 @@ async fn fetch_ztocs(
 async fn fetch_ztoc(
     origin: Origin,
     place: usize,
-    ztoc: Descriptor,
-) -> (usize, Result<bytes::Bytes, OriginError>) {
-    (place, origin.blob(&ztoc.digest, ztoc.size.min(MAX_ZTOC)).await)
+    ztoc: RemoteZtoc,
+    layer_size: u64,
+) -> (usize, RemoteZtoc, Result<Bytes, OriginError>) {
+    let fetched = origin.blob(&ztoc.digest, ztoc.size.min(MAX_ZTOC)).await;
+    let bytes = match (fetched, ztoc.plain_size) {
+        (Ok(bytes), Some(plain_size)) => {
+            // A frame of a few bytes can claim anything.
+            let most = layer_size.saturating_add(LEAST_MAX_ZTOC).min(MAX_ZTOC);
+            decompress(&bytes, plain_size.min(most)).map_err(|err| OriginError::NotAnImage {
+                image: format!("zTOC {} of {}", ztoc.digest, origin.name()),
+                why: err.to_string(),
+            })
+        }
+        (fetched, _) => fetched,
+    };
+    (place, ztoc, bytes)
+}
+
+/// A zstd frame of at most `most` bytes once decompressed; more is an error.
+fn decompress(frame: &[u8], most: u64) -> io::Result<Bytes> {
+    let mut bytes = Vec::new();
+    zstd::Decoder::with_buffer(frame)?.take(most + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > most {
+        return Err(io::Error::other(format!("it decompresses to more than {most} bytes")));
+    }
+    Ok(bytes.into())
 }
 
 /// An index cannot be pushed.
@@ -150,6 +262,9 @@ pub enum PushIndexError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreIndexError),
+    /// There is no memory.
+    #[error("compressing the index")]
+    Compress(#[source] io::Error),
     /// The image's place refused it.
     #[error("pushing the index")]
     Push(#[from] OriginError),
@@ -160,12 +275,12 @@ pub enum PushIndexError {
 pub struct PushedIndexes {
     /// The SOCI index of the layers that can be entered anywhere.
     pub soci: Option<Descriptor>,
-    /// Hermes' own artifact with the indexes of zstd layers.
-    pub streams: Option<Descriptor>,
+    /// Hermes' own, of all layers.
+    pub own: Descriptor,
 }
 
-/// Pushes the indexes that this machine has for `image` to where the image lies: as a SOCI v1 index
-/// that refers to it, and those of zstd layers as an artifact that SOCI's tools pass over.
+/// Pushes the indexes that this machine has for `image` to where the image lies: as a SOCI v1 index that
+/// refers to it, and as Hermes' own beside that, which SOCI's tools pass over.
 ///
 /// # Errors
 /// [`PushIndexError`].
@@ -174,38 +289,65 @@ pub async fn push_indexes(
     image: &Image,
     store: &IndexStore,
 ) -> Result<PushedIndexes, PushIndexError> {
-    let streams = streams::push(origin, image, store).await?;
-    let mut entries = Vec::new();
+    let (mut entries, mut own) = (Vec::new(), Vec::new());
     for layer in &image.layers {
-        let Some(stored) = store.load(&layer.digest)?.filter(|stored| !stored.streamed) else {
-            continue;
-        };
-        let blob = store.blob(&layer.digest)?;
-        entries.push(entry(layer, &stored, &blob));
-        origin.push_blob(&stored.digest, blob.into()).await?;
+        let Some(stored) = store.load(&layer.digest)? else { continue };
+        own.push(push_own(origin, layer, &stored, store).await?);
+        if !stored.streamed {
+            entries.push(push_soci(origin, layer, store).await?);
+        }
     }
+    if own.is_empty() {
+        return Err(PushIndexError::Nothing(image.name.clone()));
+    }
+    origin.push_blob(&Digest::of(soci::CONFIG_BYTES), soci::CONFIG_BYTES.into()).await?;
+    let own = SpanIndex::new(&image.descriptor, own);
+    origin.push_manifest(&own.descriptor(), own.to_bytes().into()).await?;
+    let own = own.descriptor();
     if entries.is_empty() {
-        return match streams {
-            Some(_) => Ok(PushedIndexes { soci: None, streams }),
-            None => Err(PushIndexError::Nothing(image.name.clone())),
-        };
+        return Ok(PushedIndexes { soci: None, own });
     }
     let index = SociIndex::v1(&image.descriptor, entries);
-    origin.push_blob(&Digest::of(soci::CONFIG_BYTES), soci::CONFIG_BYTES.into()).await?;
     let descriptor = index.descriptor();
     origin.push_manifest(&descriptor, index.to_bytes().into()).await?;
-    Ok(PushedIndexes { soci: Some(descriptor), streams })
+    Ok(PushedIndexes { soci: Some(descriptor), own })
 }
 
-fn entry(layer: &ImageLayer, stored: &StoredIndex, blob: &[u8]) -> ZtocEntry {
-    ZtocEntry {
-        digest: stored.digest,
+async fn push_own(
+    origin: &Origin,
+    layer: &ImageLayer,
+    stored: &StoredIndex,
+    store: &IndexStore,
+) -> Result<SpanIndexEntry, PushIndexError> {
+    let blob = store.blob(&layer.digest)?;
+    let frame = zstd::encode_all(blob.as_slice(), LEVEL).map_err(PushIndexError::Compress)?;
+    let entry = SpanIndexEntry {
+        layer: layer.digest,
+        digest: Digest::of(&frame),
+        size: frame.len() as u64,
+        plain_size: blob.len() as u64,
+        streamed: stored.streamed,
+    };
+    origin.push_blob(&entry.digest, frame.into()).await?;
+    Ok(entry)
+}
+
+async fn push_soci(
+    origin: &Origin,
+    layer: &ImageLayer,
+    store: &IndexStore,
+) -> Result<ZtocEntry, PushIndexError> {
+    let (blob, span_size) = store.soci_blob(&layer.digest)?;
+    let entry = ZtocEntry {
+        digest: Digest::of(&blob),
         size: blob.len() as u64,
         layer_digest: layer.digest,
         layer_media_type: layer.media_type.clone(),
-        span_size: stored.ztoc.spans.span_size(),
+        span_size,
         disable_xattrs: false,
-    }
+    };
+    origin.push_blob(&entry.digest, blob.into()).await?;
+    Ok(entry)
 }
 
 /// An error and all its causes, in one line.
@@ -223,6 +365,12 @@ fn in_full(err: &dyn std::error::Error) -> String {
 const _: () = assert!(MAX_DOCUMENT < MAX_ZTOC);
 
 /// A zTOC of an image layer of 100 GB, with room to spare.
-pub(crate) const MAX_ZTOC: u64 = 2 << 30;
+const MAX_ZTOC: u64 = 2 << 30;
+
+/// What a compressed zTOC may come to beside the size of its layer, however small that is.
+const LEAST_MAX_ZTOC: u64 = 64 << 20;
+
+/// How hard zTOCs are compressed: they are built once and fetched by every node.
+const LEVEL: i32 = 9;
 
 const ZTOCS_AT_A_TIME: usize = 8;

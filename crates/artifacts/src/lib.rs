@@ -5,7 +5,6 @@ mod indexes;
 mod local;
 mod name;
 mod origin;
-mod streams;
 
 pub use index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex};
 pub use indexes::{FoundIndexes, PushIndexError, PushedIndexes, find_indexes, push_indexes};

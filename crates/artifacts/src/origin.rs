@@ -349,24 +349,28 @@ impl Origin {
         }
     }
 
-    /// The artifacts of type `artifact_type` that refer to `subject`.
+    /// The artifacts of these types that refer to `subject`.
     ///
     /// # Errors
     /// When the place cannot be asked; that there is none is an empty list.
     pub async fn referrers(
         &self,
         subject: &Digest,
-        artifact_type: &str,
+        artifact_types: &[&str],
     ) -> Result<Vec<Descriptor>, OriginError> {
         match &self.place {
             Place::Registry(repository) => {
-                let answer = repository.referrers(subject, Some(artifact_type)).await;
+                let answer = repository.referrers(subject, artifact_types).await;
                 answer.map_err(|source| self.registry_error(source))
             }
             Place::Local(local) => {
                 let all = local.referrers(subject).map_err(|source| self.local_error(source))?;
-                let wanted =
-                    |entry: &Descriptor| entry.artifact_type.as_deref() == Some(artifact_type);
+                let wanted = |entry: &Descriptor| {
+                    entry
+                        .artifact_type
+                        .as_deref()
+                        .is_some_and(|found| artifact_types.contains(&found))
+                };
                 Ok(all.into_iter().filter(wanted).collect())
             }
         }

@@ -129,21 +129,21 @@ struct PushReport {
     manifest: Digest,
     /// The SOCI index; nothing if all layers are zstd.
     index: Option<Descriptor>,
-    /// Hermes' own artifact, with the indexes of zstd layers.
-    streams: Option<Descriptor>,
+    /// Hermes' own, of all layers.
+    own: Descriptor,
 }
 
 async fn push(session: &Session<'_>, name: &str) -> Result<()> {
     let (origin, image) = session.image(name).await?;
-    let PushedIndexes { soci: index, streams } =
+    let PushedIndexes { soci: index, own } =
         match artifacts::push_indexes(&origin, &image, &session.indexes()?).await {
             Err(err @ PushIndexError::Nothing(_)) => return Err(not_found(err.to_string())),
             other => other?,
         };
     let manifest = image.descriptor.digest;
-    let report = PushReport { image: image.name, manifest, index, streams };
+    let report = PushReport { image: image.name, manifest, index, own };
     session.output.result(&report, |report| {
-        let pushed = report.index.iter().chain(&report.streams);
+        let pushed = report.index.iter().chain([&report.own]);
         pushed.map(|pushed| pushed.digest.to_string()).collect::<Vec<_>>().join("\n")
     })
 }

@@ -7,8 +7,9 @@ use anyhow::{Context, Result, bail};
 use artifacts::{ImageLayer, IndexOrigin, IndexStore, Origin, StoreIndexError, StoredIndex};
 use bytes::Bytes;
 use index::{BuildError, BuildOptions, LayerIndex, LayerIndexer};
+use oci::LayerCompression;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use ztoc::IndexError;
+use ztoc::{IndexError, SpanOptions};
 
 use crate::failure::{Exit, Failure};
 
@@ -71,16 +72,34 @@ pub(crate) async fn send(
     Ok(())
 }
 
+/// How a layer is indexed: for this machine with short spans, so that a read waits for few bytes, and
+/// from the same pass as SOCI has it, for everybody.
+pub(crate) fn build_options(layer: &ImageLayer, soci: SpanOptions) -> BuildOptions {
+    // A window of 32 KiB is in memory for each span until the index is written.
+    let short = (layer.size / MOST_SHORT_SPANS).clamp(SHORT_SPAN, SHORT_SPAN * 4);
+    let SpanOptions { span_size, sparse_windows } = soci;
+    if layer.compression != LayerCompression::Gzip || span_size <= short {
+        return BuildOptions { span_size, sparse_windows, ..BuildOptions::default() };
+    }
+    BuildOptions {
+        span_size: short,
+        sparse_windows: true,
+        also: Some(soci),
+        ..BuildOptions::default()
+    }
+}
+
 /// Stores what a pass over `layer` found, under the layer's digest.
 pub(crate) fn save(
     built: &LayerIndex,
     layer: &ImageLayer,
     indexes: &IndexStore,
 ) -> Result<StoredIndex, StoreIndexError> {
-    if built.is_streamed {
-        indexes.save_streamed(&layer.digest, &built.ztoc_bytes, IndexOrigin::Built)
-    } else {
-        indexes.save(&layer.digest, layer.size, &built.ztoc_bytes, IndexOrigin::Built)
+    let (digest, bytes) = (&layer.digest, &built.ztoc_bytes);
+    match &built.also {
+        _ if built.is_streamed => indexes.save_streamed(digest, bytes, IndexOrigin::Built),
+        Some(soci) => indexes.save_both(digest, layer.size, bytes, soci),
+        None => indexes.save(digest, layer.size, bytes, IndexOrigin::Built),
     }
 }
 
@@ -164,6 +183,12 @@ fn check(layer: &ImageLayer, built: &LayerIndex) -> Result<()> {
     }
     Ok(())
 }
+
+/// After how many bytes of the tar a span of our own begins, at least.
+const SHORT_SPAN: u64 = 1 << 20;
+
+/// Layers that would have more of them, were each as long in the blob as in the tar, have longer ones.
+const MOST_SHORT_SPANS: u64 = 512;
 
 const PIECES_IN_FLIGHT: usize = 16;
 const MOST_FAILURES: u32 = 10;

@@ -9,7 +9,10 @@ mod zstd;
 use std::io::{self, Read};
 
 use oci::{Digest, LayerCompression};
-use ztoc::{BuiltIndex, Compression, IndexError, Indexer, IndexerOptions, Limits, TocEntry, Ztoc};
+use ztoc::{
+    BuiltIndex, Compression, IndexError, Indexer, IndexerOptions, Limits, SpanOptions, TocEntry,
+    Ztoc,
+};
 
 use crate::zstd::ZstdIndexer;
 pub use crate::zstd::{ZstdDecoder, ZstdError};
@@ -24,6 +27,8 @@ pub struct BuildOptions {
     pub build_tool: String,
     /// See [`IndexerOptions::sparse_windows`].
     pub sparse_windows: bool,
+    /// See [`IndexerOptions::also`].
+    pub also: Option<SpanOptions>,
     /// The most bytes that a layer may have once uncompressed.
     pub max_uncompressed: u64,
     /// What else is refused.
@@ -33,12 +38,13 @@ pub struct BuildOptions {
 impl Default for BuildOptions {
     /// As AWS's tool.
     fn default() -> Self {
-        let IndexerOptions { span_size, build_tool, sparse_windows, limits, compression: _ } =
+        let IndexerOptions { span_size, build_tool, sparse_windows, also, limits, compression: _ } =
             IndexerOptions::default();
         Self {
             span_size,
             build_tool,
             sparse_windows,
+            also,
             max_uncompressed: limits.uncompressed,
             limits,
         }
@@ -60,6 +66,8 @@ pub struct LayerIndex {
     pub ztoc: Ztoc,
     /// The index as a document.
     pub ztoc_bytes: Vec<u8>,
+    /// The index with the other spans, if it was asked for.
+    pub also: Option<Vec<u8>>,
     /// Whether the layer can only be read from its beginning.
     pub is_streamed: bool,
 }
@@ -122,14 +130,21 @@ impl LayerIndexer {
     /// # Errors
     /// [`BuildError::Index`] if the options cannot be used, and without memory.
     pub fn new(compression: LayerCompression, options: BuildOptions) -> Result<Self, BuildError> {
-        let BuildOptions { span_size, build_tool, sparse_windows, max_uncompressed, mut limits } =
-            options;
+        let BuildOptions {
+            span_size,
+            build_tool,
+            sparse_windows,
+            also,
+            max_uncompressed,
+            mut limits,
+        } = options;
         limits.uncompressed = limits.uncompressed.min(max_uncompressed);
         let of = |compression| IndexerOptions {
             compression,
             span_size,
             build_tool,
             sparse_windows,
+            also,
             limits,
         };
         let with_spans = |options| Ok(Kind::Spans(Box::new(Indexer::new(options)?)));
@@ -178,8 +193,15 @@ impl LayerIndexer {
 
 impl From<BuiltIndex> for LayerIndex {
     fn from(built: BuiltIndex) -> Self {
-        let BuiltIndex { ztoc, ztoc_bytes, diff_id, layer_digest, layer_size, uncompressed_total } =
-            built;
+        let BuiltIndex {
+            ztoc,
+            ztoc_bytes,
+            also,
+            diff_id,
+            layer_digest,
+            layer_size,
+            uncompressed_total,
+        } = built;
         Self {
             diff_id,
             layer_digest,
@@ -187,6 +209,7 @@ impl From<BuiltIndex> for LayerIndex {
             uncompressed_total,
             ztoc,
             ztoc_bytes,
+            also,
             is_streamed: false,
         }
     }

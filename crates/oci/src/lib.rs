@@ -13,6 +13,7 @@ pub mod media_type;
 mod platform;
 mod reference;
 pub mod soci;
+pub mod span_index;
 
 pub use config::{ImageConfig, ProcessConfig, RootFs};
 pub use descriptor::Descriptor;

@@ -15,7 +15,7 @@ use crate::{Capability, FetchError, Repository};
 
 impl Repository {
     /// The artifacts that refer to the manifest `subject`, in the registry's order; of one type
-    /// only if `artifact_type` is given.
+    /// only if any are given.
     ///
     /// Asks the referrers API, and where there is none looks at the tag `sha256-<hex>`. The type
     /// of an artifact is its `artifactType`, else the media type of its configuration.
@@ -25,11 +25,11 @@ impl Repository {
     pub async fn referrers(
         &self,
         subject: &Digest,
-        artifact_type: Option<&str>,
+        artifact_types: &[&str],
     ) -> Result<Vec<Descriptor>, FetchError> {
         let found = self
             .retry(Capability::Resolve, |server| async move {
-                self.exchange(&server).referrers(subject, artifact_type).await
+                self.exchange(&server).referrers(subject, artifact_types).await
             })
             .await;
         match found {
@@ -79,12 +79,12 @@ impl Exchange<'_> {
     async fn referrers(
         &self,
         subject: &Digest,
-        artifact_type: Option<&str>,
+        artifact_types: &[&str],
     ) -> Result<Vec<Descriptor>, FetchError> {
-        let mut listed = self.listed_or_tagged(subject, artifact_type).await?;
-        let Some(wanted) = artifact_type else {
+        let mut listed = self.listed_or_tagged(subject, artifact_types).await?;
+        if artifact_types.is_empty() {
             return Ok(listed);
-        };
+        }
         let mut looked_up = 0;
         let mut found = Vec::new();
         for mut entry in listed.drain(..) {
@@ -92,7 +92,7 @@ impl Exchange<'_> {
                 looked_up += 1;
                 entry.artifact_type = self.artifact_type_of(&entry).await?;
             }
-            if entry.artifact_type.as_deref() == Some(wanted) {
+            if entry.artifact_type.as_deref().is_some_and(|found| artifact_types.contains(&found)) {
                 found.push(entry);
             }
         }
@@ -102,9 +102,9 @@ impl Exchange<'_> {
     async fn listed_or_tagged(
         &self,
         subject: &Digest,
-        artifact_type: Option<&str>,
+        artifact_types: &[&str],
     ) -> Result<Vec<Descriptor>, FetchError> {
-        let listed = self.listed_referrers(subject, artifact_type);
+        let listed = self.listed_referrers(subject, artifact_types);
         let (listed, tagged) = if self.server.has_referrers_api() {
             (listed.await?, None)
         } else {
@@ -126,10 +126,11 @@ impl Exchange<'_> {
     async fn listed_referrers(
         &self,
         subject: &Digest,
-        artifact_type: Option<&str>,
+        artifact_types: &[&str],
     ) -> Result<Option<Vec<Descriptor>>, FetchError> {
         let mut url = self.url(&format!("referrers/{subject}"));
-        if let Some(artifact_type) = artifact_type {
+        // The API filters by one type at most.
+        if let [artifact_type] = artifact_types {
             url.query_pairs_mut().append_pair("artifactType", artifact_type);
         }
         let mut listed = Vec::new();

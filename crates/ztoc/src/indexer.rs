@@ -27,18 +27,38 @@ pub struct IndexerOptions {
     /// which compresses well). Every reader decodes the same from it, but it is another document
     /// than AWS's tool would write, with another digest.
     pub sparse_windows: bool,
+    /// Spans of another size too, from the same pass; only of gzip.
+    pub also: Option<SpanOptions>,
     /// What is refused.
     pub limits: Limits,
+}
+
+/// How a layer is cut into spans.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SpanOptions {
+    /// See [`IndexerOptions::span_size`].
+    pub span_size: u64,
+    /// See [`IndexerOptions::sparse_windows`].
+    pub sparse_windows: bool,
+}
+
+impl Default for SpanOptions {
+    /// As AWS's tool.
+    fn default() -> Self {
+        Self { span_size: 4 << 20, sparse_windows: false }
+    }
 }
 
 impl Default for IndexerOptions {
     /// As AWS's tool: gzip, 4 MiB, its name, whole windows.
     fn default() -> Self {
+        let SpanOptions { span_size, sparse_windows } = SpanOptions::default();
         Self {
             compression: Compression::Gzip,
-            span_size: 4 << 20,
+            span_size,
             build_tool: "AWS SOCI CLI v0.2".to_owned(),
-            sparse_windows: false,
+            sparse_windows,
+            also: None,
             limits: Limits::default(),
         }
     }
@@ -91,6 +111,8 @@ pub struct BuiltIndex {
     pub ztoc: Ztoc,
     /// The index as a document, with the windows.
     pub ztoc_bytes: Vec<u8>,
+    /// The index with the other spans, as a document, if it was asked for.
+    pub also: Option<Vec<u8>>,
     /// The sha256 of the whole uncompressed layer: what the image's config calls its DiffID.
     pub diff_id: Digest,
     /// The sha256 of the layer as it came.
@@ -108,6 +130,7 @@ pub struct BuiltIndex {
 #[derive(Debug)]
 pub struct Indexer {
     span_size: u64,
+    also: Option<u64>,
     build_tool: String,
     limits: Limits,
     spans: Spans,
@@ -156,16 +179,19 @@ impl Indexer {
     /// # Errors
     /// [`IndexError::NoSpanSize`], and [`IndexError::Inflate`] without memory.
     pub fn new(options: IndexerOptions) -> Result<Self, IndexError> {
-        let IndexerOptions { compression, span_size, build_tool, sparse_windows, limits } = options;
+        let IndexerOptions { compression, span_size, build_tool, sparse_windows, also, limits } =
+            options;
         let spans = match compression {
             Compression::Gzip => {
-                Spans::Gzip(Box::new(GzipSpans::new(span_size, sparse_windows, limits.ztoc)?))
+                let spans = SpanOptions { span_size, sparse_windows };
+                Spans::Gzip(Box::new(GzipSpans::new(spans, also, limits.ztoc)?))
             }
             Compression::Uncompressed if span_size == 0 => return Err(IndexError::NoSpanSize),
             Compression::Uncompressed => Spans::Plain(PlainSpans::new(span_size)),
         };
         Ok(Self {
             span_size,
+            also: also.map(|also| also.span_size),
             build_tool,
             limits,
             spans,
@@ -212,44 +238,61 @@ impl Indexer {
     /// # Errors
     /// [`IndexError::Truncated`], [`IndexError::Tar`] and [`IndexError::IndexTooLarge`].
     pub fn finish(self) -> Result<BuiltIndex, IndexError> {
-        let Self { span_size, build_tool, limits, spans, layer, layer_size, output } = self;
+        let Self { span_size, also, build_tool, limits, spans, layer, layer_size, output } = self;
         let toc = match output.tar.finish() {
             Ok(toc) => Ok(toc),
             // Of a layer cut short, that is the news, not that its tar is.
             Err(error) => spans.check_complete().and(Err(IndexError::Tar(error))),
         }?;
-        let (compression, parts) = match spans {
-            Spans::Gzip(spans) => (Compression::Gzip, spans.finish(span_size)?),
-            Spans::Plain(spans) => (Compression::Uncompressed, spans.finish(layer_size)),
+        let archive_size = toc.archive_size;
+        let (compression, parts, others) = match spans {
+            Spans::Gzip(spans) => {
+                let (parts, others) = spans.finish()?;
+                (Compression::Gzip, parts, others)
+            }
+            Spans::Plain(spans) => (Compression::Uncompressed, spans.finish(layer_size), None),
         };
-        let spans = SpanTable::try_from(SpanParts {
-            compression,
-            span_size,
-            compressed_size: layer_size,
-            uncompressed_size: toc.archive_size,
-            checkpoints: parts.checkpoints,
-            digests: parts.digests,
-            zinfo: 0..0,
-            unrecorded: 0,
-        })
-        .map_err(|BadZinfo(_what)| IndexError::IndexTooLarge)?;
-        let mut ztoc = Ztoc {
-            version: "0.9".to_owned(),
-            build_tool,
-            compressed_size: layer_size,
-            uncompressed_size: toc.archive_size,
-            toc: toc.entries,
-            spans,
+        let document = |toc, span_size, parts: FoundSpans| {
+            let spans = SpanTable::try_from(SpanParts {
+                compression,
+                span_size,
+                compressed_size: layer_size,
+                uncompressed_size: archive_size,
+                checkpoints: parts.checkpoints,
+                digests: parts.digests,
+                zinfo: 0..0,
+                unrecorded: 0,
+            })
+            .map_err(|BadZinfo(_what)| IndexError::IndexTooLarge)?;
+            let mut ztoc = Ztoc {
+                version: "0.9".to_owned(),
+                build_tool: build_tool.clone(),
+                compressed_size: layer_size,
+                uncompressed_size: archive_size,
+                toc,
+                spans,
+            };
+            let (bytes, zinfo) = encode(&ztoc, &parts.zinfo)?;
+            if to_u64(bytes.len()) > limits.ztoc {
+                return Err(IndexError::IndexTooLarge);
+            }
+            ztoc.spans = ztoc.spans.moved_to(zinfo);
+            Ok((ztoc, bytes))
         };
-        let (ztoc_bytes, zinfo) = encode(&ztoc, &parts.zinfo)?;
-        if to_u64(ztoc_bytes.len()) > limits.ztoc {
-            return Err(IndexError::IndexTooLarge);
-        }
-        ztoc.spans = ztoc.spans.moved_to(zinfo);
+        let (ztoc, ztoc_bytes) = document(toc.entries, span_size, parts)?;
+        let (ztoc, also) = match (others, also) {
+            (Some(others), Some(span_size)) => {
+                let Ztoc { toc, spans, .. } = ztoc;
+                let (other, bytes) = document(toc, span_size, others)?;
+                (Ztoc { spans, ..other }, Some(bytes))
+            }
+            _ => (ztoc, None),
+        };
         let layer_digest = layer.finish();
         Ok(BuiltIndex {
             ztoc,
             ztoc_bytes,
+            also,
             diff_id: output.diff_id.map_or(layer_digest, Hasher::finish),
             layer_digest,
             layer_size,

@@ -24,7 +24,7 @@ mod window;
 
 pub use decode::{DecodeSpanError, SpanDecoder};
 pub use document::{ParseZtocError, Ztoc, ZtocTooLarge};
-pub use indexer::{BuiltIndex, IndexError, Indexer, IndexerOptions};
+pub use indexer::{BuiltIndex, IndexError, Indexer, IndexerOptions, SpanOptions};
 pub use limits::Limits;
 pub use spans::{Checkpoint, Compression, SpanId, SpanTable, WINDOW_SIZE};
 pub use tar::{TarError, TarScanner, TarToc};

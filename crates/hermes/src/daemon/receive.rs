@@ -9,9 +9,10 @@ use anyhow::{Context, Result};
 use artifacts::{ImageLayer, IndexStore, Origin};
 use cache::KeepError;
 use futures_util::{StreamExt, TryStreamExt};
-use index::{BuildOptions, LayerIndex};
+use index::LayerIndex;
 use oci::Digest;
 use parking_lot::Mutex;
+use ztoc::SpanOptions;
 
 use super::images::shape_of;
 use super::{Daemon, Progress};
@@ -75,7 +76,7 @@ impl Daemon {
         let incoming = Arc::new(Mutex::new(incoming));
         let file = Arc::clone(&incoming);
         let write = move |bytes: &[u8]| Ok(file.lock().append(bytes)?);
-        let options = BuildOptions::default();
+        let options = stream::build_options(layer, SpanOptions::default());
         let built = stream::index_layer(origin, layer, options, write, count).await?;
         let (store, indexes, layer) =
             (Arc::clone(&self.store), self.indexes.clone(), layer.clone());

@@ -5,8 +5,8 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use artifacts::{Image, ImageName, IndexStore, Origin};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use index::BuildOptions;
 use testkit::registry::{Link, Options, Registry};
+use ztoc::SpanOptions;
 
 use super::pack;
 use super::report::LinkFigures;
@@ -77,7 +77,7 @@ impl Scene {
         let ignore = |_bytes: u64| {};
         let (origin, indexes, ignore) = (&origin, &indexes, &ignore);
         let build = image.layers.iter().map(|layer| async move {
-            let options = BuildOptions::default();
+            let options = crate::stream::build_options(layer, SpanOptions::default());
             let built =
                 crate::stream::index_layer(origin, layer, options, |_| Ok(()), ignore).await?;
             crate::stream::save(&built, layer, indexes)?;

@@ -7,14 +7,14 @@ use std::time::Instant;
 use anyhow::Result;
 use artifacts::{Image, ImageLayer, IndexStore, Origin};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use index::BuildOptions;
 use oci::Digest;
 use serde::Serialize;
+use ztoc::SpanOptions;
 
 use super::{IndexReport, Session};
 use crate::args::BuildArguments;
 use crate::output::bytes;
-use crate::stream::{index_layer, save};
+use crate::stream::{build_options, index_layer, save};
 
 #[derive(Serialize)]
 struct BuildReport {
@@ -50,11 +50,8 @@ pub(super) async fn build(session: &Session<'_>, arguments: &BuildArguments) -> 
         let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
         progress.show("indexing", done, total);
     };
-    let options = BuildOptions {
-        span_size: arguments.span_size,
-        sparse_windows: arguments.sparse_windows,
-        ..BuildOptions::default()
-    };
+    let soci =
+        SpanOptions { span_size: arguments.span_size, sparse_windows: arguments.sparse_windows };
     let work = layers.iter().map(|layer| async {
         if !large(layer) {
             return Ok(LayerReport {
@@ -64,7 +61,7 @@ pub(super) async fn build(session: &Session<'_>, arguments: &BuildArguments) -> 
                 seconds: 0.0,
             });
         }
-        build_layer(&origin, layer, options.clone(), &indexes, &count).await
+        build_layer(&origin, layer, build_options(layer, soci), &indexes, &count).await
     });
     let built = stream::iter(work).buffered(arguments.parallel.max(1)).try_collect().await?;
     drop(progress);
@@ -86,7 +83,7 @@ pub(super) fn unique_layers(image: &Image) -> Vec<&ImageLayer> {
 async fn build_layer(
     origin: &Origin,
     layer: &ImageLayer,
-    options: BuildOptions,
+    options: index::BuildOptions,
     indexes: &IndexStore,
     count: &(dyn Fn(u64) + Sync),
 ) -> Result<LayerReport> {

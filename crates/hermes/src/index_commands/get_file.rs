@@ -9,10 +9,11 @@ use artifacts::{Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes
 use index::BuildOptions;
 use parking_lot::Mutex;
 use tree::{FileData, ResolveError, Tree};
+use ztoc::SpanOptions;
 
 use super::span_bytes::{FileWriter, compressed_range, write_file};
 use super::{Session, no_index, not_found};
-use crate::stream::{index_layer, pieces, save, send};
+use crate::stream::{build_options, index_layer, pieces, save, send};
 
 /// Prints a file's bytes as they are.
 pub(super) async fn get_file(session: &Session<'_>, name: &str, path: &str) -> Result<()> {
@@ -73,7 +74,8 @@ async fn index_now(
     if let Some(index) = store.load(&layer.digest)? {
         return Ok(index);
     }
-    let indexed = index_layer(origin, layer, BuildOptions::default(), |_| Ok(()), count).await?;
+    let options = build_options(layer, SpanOptions::default());
+    let indexed = index_layer(origin, layer, options, |_| Ok(()), count).await?;
     Ok(save(&indexed, layer, store)?)
 }
 

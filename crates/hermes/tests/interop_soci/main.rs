@@ -88,11 +88,12 @@ fn hermes_uses_the_index_of(node: &Node, image: &str, origin: &str) {
             found["spans"].as_u64().unwrap() > 3 && found["files"].as_u64().unwrap() > 3,
             "{found}"
         );
-        let blob = |root: &str| {
+        let blob = |file: &str| {
             let name = layer.strip_prefix("sha256:").unwrap();
-            fs::read(node.path(&format!("/var/lib/{root}/index/{name}.ztoc"))).unwrap()
+            fs::read(node.path(&format!("/var/lib/{}", file.replace("LAYER", name)))).unwrap()
         };
-        let (found_blob, built_blob) = (without_tool(blob("found")), without_tool(blob("built")));
+        let found_blob = without_tool(blob("found/index/LAYER.ztoc"));
+        let built_blob = without_tool(blob("built/index/LAYER.soci"));
         assert!(found_blob == built_blob, "the zTOCs of {layer} differ: {found}, {built}");
     }
 

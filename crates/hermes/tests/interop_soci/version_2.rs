@@ -36,15 +36,17 @@ pub(crate) fn convert_and_push(node: &Node, root: &str) {
     };
     let mut entries = Vec::new();
     for layer in &image.layers {
-        let Some(index) = store.load(&layer.digest).unwrap() else { continue };
-        let bytes = store.blob(&layer.digest).unwrap();
+        if store.load(&layer.digest).unwrap().is_none() {
+            continue;
+        }
+        let (bytes, span_size) = store.soci_blob(&layer.digest).unwrap();
         uploads.push(format!("B {}", blob(&bytes)));
         entries.push(ZtocEntry {
-            digest: index.digest,
+            digest: Digest::of(&bytes),
             size: u64::try_from(bytes.len()).unwrap(),
             layer_digest: layer.digest,
             layer_media_type: layer.media_type.clone(),
-            span_size: index.ztoc.spans.span_size(),
+            span_size,
             disable_xattrs: false,
         });
     }

@@ -174,7 +174,7 @@ async fn a_mirror_without_the_capability_is_not_asked() {
     let mirror = Host { capabilities: vec![Capability::Pull], ..pair.host() };
     let repository = pair.repository(mirror);
     let image = repository.resolve("v1").await.unwrap();
-    repository.referrers(&image.digest, None).await.unwrap();
+    repository.referrers(&image.digest, &[]).await.unwrap();
     repository.push_blob(&Digest::of(b"new"), b"new".to_vec()).await.unwrap();
     assert_eq!(pair.asked().0, 0);
     repository.manifest(&image.digest.to_string()).await.unwrap();

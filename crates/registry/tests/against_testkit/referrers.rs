@@ -53,23 +53,23 @@ async fn referrers_are_listed_and_filtered_with_and_without_the_api() {
         registry.faults().referrers(api);
         let image = put_image(&registry);
         let repository = repository(&registry);
-        assert!(repository.referrers(&image.digest, None).await.unwrap().is_empty());
+        assert!(repository.referrers(&image.digest, &[]).await.unwrap().is_empty());
 
         let first = push(&repository, &soci_index(&registry, &image, 1)).await;
         let second = push(&repository, &soci_index(&registry, &image, 2)).await;
         let other = signature(&registry, &image).to_bytes();
         let other = repository.push_manifest("sig", OCI_MANIFEST, other).await.unwrap().digest;
 
-        let mut all = digests(&repository.referrers(&image.digest, None).await.unwrap());
+        let mut all = digests(&repository.referrers(&image.digest, &[]).await.unwrap());
         let mut expected = vec![first, second, other];
         all.sort();
         expected.sort();
         assert_eq!(all, expected, "api: {api}");
-        let found = repository.referrers(&image.digest, Some(ARTIFACT_TYPE_V1)).await.unwrap();
+        let found = repository.referrers(&image.digest, &[ARTIFACT_TYPE_V1]).await.unwrap();
         assert_eq!(found.len(), 2, "api: {api}");
         assert!(found.iter().all(oci::soci::is_soci_index));
         let signatures = repository
-            .referrers(&image.digest, Some("application/vnd.example.signature"))
+            .referrers(&image.digest, &["application/vnd.example.signature"])
             .await
             .unwrap();
         assert_eq!(digests(&signatures), [other]);
@@ -91,7 +91,7 @@ async fn without_the_api_the_order_of_the_tag_is_kept_and_nothing_is_listed_twic
         pushed.push(push(&repository, &soci_index(&registry, &image, n)).await);
     }
     push(&repository, &soci_index(&registry, &image, 1)).await;
-    let found = repository.referrers(&image.digest, None).await.unwrap();
+    let found = repository.referrers(&image.digest, &[]).await.unwrap();
     assert_eq!(digests(&found), pushed);
 }
 
@@ -107,7 +107,7 @@ async fn writers_of_the_same_tag_do_not_lose_each_others_entries() {
         tasks.spawn(async move { push(&repository, &index).await });
     }
     let mut pushed = tasks.join_all().await;
-    let mut found = digests(&repository.referrers(&image.digest, None).await.unwrap());
+    let mut found = digests(&repository.referrers(&image.digest, &[]).await.unwrap());
     pushed.sort();
     found.sort();
     assert_eq!(found, pushed);
@@ -126,10 +126,10 @@ async fn entries_without_a_type_are_looked_up() {
     let tag = format!("sha256-{}", image.digest.hex());
     registry.put_manifest(REPOSITORY, Some(&tag), OCI_INDEX, list);
     let repository = repository(&registry);
-    let found = repository.referrers(&image.digest, Some(ARTIFACT_TYPE_V1)).await.unwrap();
+    let found = repository.referrers(&image.digest, &[ARTIFACT_TYPE_V1]).await.unwrap();
     assert_eq!(digests(&found), [stored]);
     assert!(oci::soci::is_soci_index(&found[0]));
-    let found = repository.referrers(&image.digest, Some(OCI_EMPTY)).await.unwrap();
+    let found = repository.referrers(&image.digest, &[OCI_EMPTY]).await.unwrap();
     assert!(found.is_empty());
 }
 
@@ -141,10 +141,10 @@ async fn a_list_that_is_no_index_is_an_error_and_trouble_is_not_an_empty_list() 
     let tag = format!("sha256-{}", image.digest.hex());
     registry.put_manifest(REPOSITORY, Some(&tag), OCI_INDEX, "[]");
     let repository = repository(&registry);
-    let error = repository.referrers(&image.digest, None).await.unwrap_err();
+    let error = repository.referrers(&image.digest, &[]).await.unwrap_err();
     assert!(matches!(error, registry::FetchError::Malformed { .. }), "{error:?}");
     registry.faults().cut(testkit::registry::Outage::Refuse);
-    let error = repository.referrers(&image.digest, None).await.unwrap_err();
+    let error = repository.referrers(&image.digest, &[]).await.unwrap_err();
     assert!(error.is_transient(), "{error:?}");
 }
 

@@ -7,7 +7,7 @@
 use oci::{Digest, Hasher};
 use sys::inflate::{Inflate, State, Step, Stop};
 
-use super::{Deliver, FoundSpans, IndexError, gzip_header, to_u64};
+use super::{Deliver, FoundSpans, IndexError, SpanOptions, gzip_header, to_u64};
 use crate::spans::{Checkpoint, RECORD_LEN, WINDOW_SIZE, gzip_record};
 use crate::window;
 
@@ -16,9 +16,6 @@ const OUTPUT_SIZE: usize = 256 << 10;
 
 #[derive(Debug)]
 pub(super) struct GzipSpans {
-    span_size: u64,
-    /// How long the windows together may become.
-    max_zinfo: u64,
     inflate: Inflate,
     between_members: bool,
     buffer: OutputBuffer,
@@ -26,6 +23,17 @@ pub(super) struct GzipSpans {
     consumed: u64,
     produced: u64,
     last_byte: u8,
+    table: Table,
+    /// A second table of the same layer.
+    also: Option<Table>,
+}
+
+/// The spans of one size, as they are found.
+#[derive(Debug)]
+struct Table {
+    span_size: u64,
+    /// How long the windows together may become.
+    max_zinfo: u64,
     checkpoints: Vec<Checkpoint>,
     digests: Vec<Digest>,
     /// The records of the checkpoints, headed by room for the count.
@@ -38,24 +46,19 @@ pub(super) struct GzipSpans {
 
 impl GzipSpans {
     pub(super) fn new(
-        span_size: u64,
-        sparse_windows: bool,
+        spans: SpanOptions,
+        also: Option<SpanOptions>,
         max_zinfo: u64,
     ) -> Result<Self, IndexError> {
         Ok(Self {
-            span_size,
-            max_zinfo,
             inflate: Inflate::gzip().map_err(|source| IndexError::Inflate { at: 0, source })?,
             between_members: false,
             buffer: OutputBuffer::new(),
             consumed: 0,
             produced: 0,
             last_byte: 0,
-            checkpoints: Vec::new(),
-            digests: Vec::new(),
-            zinfo: gzip_header(0, span_size).to_vec(),
-            hasher: Hasher::new(),
-            sample: sparse_windows.then(Vec::new),
+            table: Table::new(spans, max_zinfo),
+            also: also.map(|spans| Table::new(spans, max_zinfo)),
         })
     }
 
@@ -97,16 +100,10 @@ impl GzipSpans {
         if self.between_members { Ok(()) } else { Err(IndexError::Truncated { at: self.consumed }) }
     }
 
-    pub(super) fn finish(mut self, span_size: u64) -> Result<FoundSpans, IndexError> {
+    /// The spans, and those of the second table.
+    pub(super) fn finish(self) -> Result<(FoundSpans, Option<FoundSpans>), IndexError> {
         self.check_complete()?;
-        self.end_span();
-        let count =
-            u32::try_from(self.checkpoints.len()).map_err(|_many| IndexError::IndexTooLarge)?;
-        let header = gzip_header(count, span_size);
-        if let Some(head) = self.zinfo.first_chunk_mut() {
-            *head = header;
-        }
-        Ok(FoundSpans { checkpoints: self.checkpoints, digests: self.digests, zinfo: self.zinfo })
+        Ok((self.table.finish()?, self.also.map(Table::finish).transpose()?))
     }
 
     fn begin_member(&mut self) {
@@ -121,6 +118,45 @@ impl GzipSpans {
         if let Some(&last) = taken.last() {
             self.last_byte = last;
         }
+        self.table.take(taken);
+        if let Some(also) = &mut self.also {
+            also.take(taken);
+        }
+    }
+
+    fn block_end(&mut self, bits: u8, deliver: Deliver<'_>) -> Result<(), IndexError> {
+        let point = Checkpoint { compressed: self.consumed, uncompressed: self.produced, bits };
+        if self.table.is_due(&point) {
+            if !self.table.checkpoints.is_empty() {
+                self.buffer.deliver(deliver)?;
+            }
+            self.table.begin_span(point, self.buffer.window(), self.last_byte)?;
+        }
+        match &mut self.also {
+            Some(also) if also.is_due(&point) => {
+                also.begin_span(point, self.buffer.window(), self.last_byte)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl Table {
+    fn new(options: SpanOptions, max_zinfo: u64) -> Self {
+        let SpanOptions { span_size, sparse_windows } = options;
+        Self {
+            span_size,
+            max_zinfo,
+            checkpoints: Vec::new(),
+            digests: Vec::new(),
+            zinfo: gzip_header(0, span_size).to_vec(),
+            hasher: Hasher::new(),
+            sample: sparse_windows.then(Vec::new),
+        }
+    }
+
+    /// The next bytes of the layer.
+    fn take(&mut self, taken: &[u8]) {
         // What precedes the first checkpoint is the header, which belongs to no span.
         if !self.checkpoints.is_empty() {
             self.hasher.update(taken);
@@ -128,29 +164,32 @@ impl GzipSpans {
         }
     }
 
-    fn block_end(&mut self, bits: u8, deliver: Deliver<'_>) -> Result<(), IndexError> {
-        let due = match self.checkpoints.last() {
+    fn is_due(&self, point: &Checkpoint) -> bool {
+        match self.checkpoints.last() {
             // AWS's tool adds one after each leading empty block, which gives spans that make nothing
             // and that its own reader refuses.
-            Some(_) if self.produced == 0 => false,
-            Some(last) => self.produced.saturating_sub(last.uncompressed) > self.span_size,
+            Some(_) if point.uncompressed == 0 => false,
+            Some(last) => point.uncompressed.saturating_sub(last.uncompressed) > self.span_size,
             None => true,
-        };
-        if !due {
-            return Ok(());
         }
+    }
+
+    fn begin_span(
+        &mut self,
+        point: Checkpoint,
+        window: &[u8],
+        last_byte: u8,
+    ) -> Result<(), IndexError> {
         if to_u64(self.zinfo.len()).saturating_add(to_u64(RECORD_LEN)) > self.max_zinfo {
             return Err(IndexError::IndexTooLarge);
         }
         if !self.checkpoints.is_empty() {
             self.end_span();
-            self.buffer.deliver(deliver)?;
         }
-        let point = Checkpoint { compressed: self.consumed, uncompressed: self.produced, bits };
-        gzip_record(&mut self.zinfo, &point, self.buffer.window());
+        gzip_record(&mut self.zinfo, &point, window);
         self.checkpoints.push(point);
-        if bits > 0 {
-            let shared = [self.last_byte];
+        if point.bits > 0 {
+            let shared = [last_byte];
             self.hasher.update(&shared);
             self.keep_sample(&shared);
         }
@@ -176,6 +215,17 @@ impl GzipSpans {
             let room = window::ENOUGH.saturating_sub(sample.len());
             sample.extend_from_slice(taken.get(..room).unwrap_or(taken));
         }
+    }
+
+    fn finish(mut self) -> Result<FoundSpans, IndexError> {
+        self.end_span();
+        let count =
+            u32::try_from(self.checkpoints.len()).map_err(|_many| IndexError::IndexTooLarge)?;
+        let header = gzip_header(count, self.span_size);
+        if let Some(head) = self.zinfo.first_chunk_mut() {
+            *head = header;
+        }
+        Ok(FoundSpans { checkpoints: self.checkpoints, digests: self.digests, zinfo: self.zinfo })
     }
 }
 

@@ -2,7 +2,7 @@
 
 use oci::Digest;
 use proptest::prelude::*;
-use ztoc::{Compression, IndexError, IndexerOptions, Limits, SpanId, Ztoc};
+use ztoc::{Compression, IndexError, IndexerOptions, Limits, SpanId, SpanOptions, Ztoc};
 
 use crate::make::{Layer, decode, gzip, index, layers, limits, options, tar_of, text, try_index};
 
@@ -71,6 +71,19 @@ proptest! {
         let (whole, _tar) = try_index(&layer.bytes, options, usize::MAX).unwrap();
         prop_assert!(cut.ztoc_bytes == whole.ztoc_bytes);
     }
+}
+
+#[test]
+fn two_tables_of_one_pass_are_those_of_two_passes() {
+    let tar = tar_of(&[text(400_000, 1), text(90_000, 2)], 0);
+    let layer = [gzip(&tar[..200_000], 6), gzip(&tar[200_000..], 1)].concat();
+    let sparse = IndexerOptions { sparse_windows: true, ..options(30_000) };
+    let also = Some(SpanOptions { span_size: 100_000, sparse_windows: false });
+    let both = index(&layer, IndexerOptions { also, ..sparse.clone() });
+    let (short, long) = (index(&layer, sparse), index(&layer, options(100_000)));
+    assert!(both.ztoc_bytes == short.ztoc_bytes && both.ztoc == short.ztoc);
+    assert!(both.also == Some(long.ztoc_bytes));
+    assert!(short.also.is_none());
 }
 
 #[test]

@@ -1,0 +1,169 @@
+//! Hermes' own index of an image: zTOCs with shorter spans than SOCI's, compressed, and those of layers
+//! that can only be read in order. It refers to the image as a SOCI index does, and lies beside it.
+
+use std::collections::BTreeMap;
+
+use crate::media_type::{OCI_MANIFEST, essence};
+use crate::soci::CONFIG_BYTES;
+use crate::{Descriptor, Digest, Manifest, ManifestOrIndex, ParseManifestError, parse_manifest};
+
+/// The configuration media type, and so the artifact type, of an index.
+pub const ARTIFACT_TYPE: &str = "application/vnd.hermes.index.v1+json";
+/// The media type of a zTOC in it: one zstd frame.
+pub const ZTOC_TYPE: &str = "application/vnd.hermes.ztoc.v1+zstd";
+
+/// On a zTOC descriptor: the digest of its layer.
+const LAYER_DIGEST: &str = "vnd.hermes.layer-digest";
+/// On a zTOC descriptor: the size of the zTOC in decimal bytes, once decompressed.
+const PLAIN_SIZE: &str = "vnd.hermes.size";
+/// On a zTOC descriptor: present if the layer can only be read from its beginning, and the zTOC is that
+/// of the tar that it decodes to.
+const STREAMED: &str = "vnd.hermes.streamed";
+
+/// The zTOCs of an image's layers.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpanIndex {
+    entries: Vec<SpanIndexEntry>,
+    /// The image manifest.
+    subject: Option<Descriptor>,
+}
+
+/// A compressed zTOC and the layer that it indexes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct SpanIndexEntry {
+    /// The layer's digest.
+    pub layer: Digest,
+    /// Digest of the compressed zTOC.
+    pub digest: Digest,
+    /// Size of the compressed zTOC in bytes.
+    pub size: u64,
+    /// Size of the zTOC in bytes.
+    pub plain_size: u64,
+    /// Whether the layer can only be read from its beginning.
+    pub streamed: bool,
+}
+
+/// Bytes that are no index of this kind.
+#[derive(Debug, thiserror::Error)]
+pub enum ParseSpanIndexError {
+    /// Not even a manifest.
+    #[error("the index is not a manifest")]
+    Manifest(#[from] ParseManifestError),
+    /// A manifest of something else.
+    #[error("`{}` is not the configuration type of a Hermes index", .0.escape_debug())]
+    OfAnotherKind(String),
+}
+
+impl SpanIndex {
+    /// An index of the image with the manifest `subject`.
+    #[must_use]
+    pub fn new(subject: &Descriptor, entries: Vec<SpanIndexEntry>) -> Self {
+        let subject = Descriptor::new(&subject.media_type, subject.digest, subject.size);
+        Self { entries, subject: Some(subject) }
+    }
+
+    /// Reads an index; entries of other kinds are passed over.
+    ///
+    /// # Errors
+    /// The bytes are not a manifest, or not one of such an index.
+    pub fn from_bytes(bytes: &[u8]) -> Result<Self, ParseSpanIndexError> {
+        let manifest = match parse_manifest(Some(OCI_MANIFEST), bytes)? {
+            ManifestOrIndex::Manifest(manifest) => manifest,
+            ManifestOrIndex::Index(_) => {
+                return Err(ParseSpanIndexError::OfAnotherKind("an index".to_owned()));
+            }
+        };
+        if manifest.config.media_type != ARTIFACT_TYPE {
+            let found = manifest.config.media_type.chars().take(200).collect();
+            return Err(ParseSpanIndexError::OfAnotherKind(found));
+        }
+        let entries = manifest.layers.iter().filter_map(SpanIndexEntry::read).collect();
+        Ok(Self { entries, subject: manifest.subject })
+    }
+
+    /// The document.
+    #[must_use]
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let manifest = Manifest {
+            schema_version: 2,
+            media_type: Some(OCI_MANIFEST.to_owned()),
+            artifact_type: Some(ARTIFACT_TYPE.to_owned()),
+            config: Descriptor::of(ARTIFACT_TYPE, CONFIG_BYTES),
+            layers: self.entries.iter().map(SpanIndexEntry::descriptor).collect(),
+            subject: self.subject.clone(),
+            annotations: BTreeMap::new(),
+        };
+        manifest.to_bytes()
+    }
+
+    /// Describes the document, with its artifact type.
+    #[must_use]
+    pub fn descriptor(&self) -> Descriptor {
+        Descriptor {
+            artifact_type: Some(ARTIFACT_TYPE.to_owned()),
+            ..Descriptor::of(OCI_MANIFEST, &self.to_bytes())
+        }
+    }
+
+    /// The zTOC of a layer.
+    #[must_use]
+    pub fn entry(&self, layer: &Digest) -> Option<&SpanIndexEntry> {
+        self.entries.iter().find(|entry| entry.layer == *layer)
+    }
+}
+
+impl SpanIndexEntry {
+    fn read(descriptor: &Descriptor) -> Option<Self> {
+        let annotation = |key: &str| descriptor.annotations.get(key);
+        (essence(&descriptor.media_type) == ZTOC_TYPE).then_some(Self {
+            layer: annotation(LAYER_DIGEST)?.parse().ok()?,
+            digest: descriptor.digest,
+            size: descriptor.size,
+            plain_size: annotation(PLAIN_SIZE)?.parse().ok()?,
+            streamed: annotation(STREAMED).is_some(),
+        })
+    }
+
+    fn descriptor(&self) -> Descriptor {
+        let mut descriptor = Descriptor::new(ZTOC_TYPE, self.digest, self.size);
+        descriptor.annotations = BTreeMap::from([
+            (LAYER_DIGEST.to_owned(), self.layer.to_string()),
+            (PLAIN_SIZE.to_owned(), self.plain_size.to_string()),
+        ]);
+        if self.streamed {
+            descriptor.annotations.insert(STREAMED.to_owned(), "true".to_owned());
+        }
+        descriptor
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let subject = Descriptor::of(OCI_MANIFEST, b"an image");
+        let entry = |text: &[u8], streamed| SpanIndexEntry {
+            layer: Digest::of(text),
+            digest: Digest::of(&[text, b"z"].concat()),
+            size: 10,
+            plain_size: 1000,
+            streamed,
+        };
+        let index = SpanIndex::new(&subject, vec![entry(b"a", false), entry(b"b", true)]);
+        let read = SpanIndex::from_bytes(&index.to_bytes()).unwrap();
+        assert_eq!(read, index);
+        assert_eq!(read.entry(&Digest::of(b"b")), Some(&entry(b"b", true)));
+        assert_eq!(read.entry(&Digest::of(b"c")), None);
+        assert_eq!(index.descriptor().artifact_type.as_deref(), Some(ARTIFACT_TYPE));
+    }
+
+    #[test]
+    fn other_documents_are_refused() {
+        SpanIndex::from_bytes(b"{}").unwrap_err();
+        let soci = crate::soci::SociIndex::v2([]).to_bytes();
+        let error = SpanIndex::from_bytes(&soci).unwrap_err();
+        assert!(matches!(error, ParseSpanIndexError::OfAnotherKind(_)), "{error}");
+    }
+}
