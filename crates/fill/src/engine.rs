@@ -19,6 +19,7 @@ use crate::decode;
 use crate::error::SpanFault;
 use crate::in_order::{self, Passes};
 use crate::layer::{Layer, LayerSpec, Order, SlowRead};
+use crate::pace::Pace;
 use crate::seal::{self, Sealed};
 use crate::transfer;
 
@@ -41,8 +42,8 @@ pub struct EngineOptions {
 impl Default for EngineOptions {
     fn default() -> Self {
         Self {
-            connections: 8,
-            background_connections: 3,
+            connections: 12,
+            background_connections: 6,
             memory: 48 << 20,
             decoders: std::thread::available_parallelism().map_or(2, usize::from),
             rules: plan::Rules::default(),
@@ -83,8 +84,8 @@ pub struct Figures {
 pub(crate) struct Shared {
     pub(crate) options: EngineOptions,
     pub(crate) decode: decode::Pool,
-    pub(crate) memory: Arc<Semaphore>,
     pub(crate) traffic: transfer::Traffic,
+    pub(crate) memory: Arc<Semaphore>,
     layers: Mutex<BTreeMap<LayerId, Arc<Layer>>>,
     queue: Mutex<Wanted>,
     pub(crate) passes: Passes,
@@ -92,7 +93,8 @@ pub(crate) struct Shared {
     pub(crate) work: Notify,
     waiting: AtomicUsize,
     next_layer: AtomicU32,
-    pub(crate) bytes_fetched: AtomicU64,
+    bytes_fetched: AtomicU64,
+    pace: Mutex<Pace>,
     pub(crate) requests: AtomicU64,
     blocked_reads: AtomicU64,
     pub(crate) failed_spans: AtomicU64,
@@ -143,8 +145,8 @@ impl Engine {
         };
         let shared = Arc::new(Shared {
             decode: decode::Pool::default(),
-            memory: Arc::new(Semaphore::new(transfer::permits(u64::from(options.memory)))),
             traffic: transfer::Traffic::default(),
+            memory: Arc::new(Semaphore::new(transfer::permits(u64::from(options.memory)))),
             layers: Mutex::default(),
             queue: Mutex::new(Wanted {
                 queue: plan::Queue::new(),
@@ -157,6 +159,7 @@ impl Engine {
             waiting: AtomicUsize::new(0),
             next_layer: AtomicU32::new(0),
             bytes_fetched: AtomicU64::new(0),
+            pace: Mutex::new(Pace::new(Instant::now())),
             requests: AtomicU64::new(0),
             blocked_reads: AtomicU64::new(0),
             failed_spans: AtomicU64::new(0),
@@ -314,11 +317,17 @@ impl Shared {
         self.work.notify_one();
     }
 
+    /// Compressed bytes have come.
+    pub(crate) fn received(&self, bytes: u64) {
+        self.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);
+        self.pace.lock().count(bytes, Instant::now());
+    }
+
     /// The next transfer that the limits allow.
     fn next_job(&self) -> Option<plan::Job> {
         let mut wanted = self.queue.lock();
         let Wanted { queue, in_flight, limits } = &mut *wanted;
-        let job = queue.next(in_flight, limits)?;
+        let job = queue.next(in_flight, &self.pace.lock().limits(*limits))?;
         count(in_flight, &job, |count| count + 1, |bytes, more| bytes + more);
         Some(job)
     }

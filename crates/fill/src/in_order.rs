@@ -201,7 +201,7 @@ async fn receive(
         let piece = piece?;
         let len = piece.len() as u64;
         *at += len;
-        shared.bytes_fetched.fetch_add(len, Ordering::Relaxed);
+        shared.received(len);
         layer.count_fetched(len);
         if sender.send(piece).await.is_err() {
             return Ok(());

@@ -11,6 +11,7 @@ mod error;
 mod hint;
 mod in_order;
 mod layer;
+mod pace;
 mod seal;
 mod source;
 mod transfer;

@@ -15,7 +15,8 @@ use crate::error::SpanFault;
 use crate::layer::Layer;
 use crate::source::SourceError;
 
-/// Who is receiving just now: background transfers stand back while a reader's bytes arrive.
+/// Who is receiving just now. A stream of a whole layer stands back while a reader's bytes arrive; ranged
+/// transfers need not, since few enough of their bytes are under way.
 #[derive(Debug, Default)]
 pub(crate) struct Traffic {
     urgent: AtomicUsize,
@@ -100,7 +101,6 @@ async fn receive(
         // behind what nobody waits for.
         memory.try_acquire_many_owned(wanted).ok()
     } else {
-        shared.traffic.stand_back().await;
         memory.acquire_many_owned(wanted).await.ok()
     };
     shared.requests.fetch_add(1, Ordering::Relaxed);
@@ -111,7 +111,7 @@ async fn receive(
         if urgent && receiving.is_none() {
             receiving = Some(Urgent::new(&shared.traffic));
         }
-        shared.bytes_fetched.fetch_add(piece.len() as u64, Ordering::Relaxed);
+        shared.received(piece.len() as u64);
         layer.count_fetched(piece.len() as u64);
         cut.push(&piece, &mut |span, compressed| {
             if layer.is_usable(span.0) {
@@ -121,9 +121,6 @@ async fn receive(
             let (layer, class) = (Arc::clone(layer), job.class);
             shared.decode.push(Work { layer, span, compressed, class, _memory: share });
         });
-        if !urgent {
-            shared.traffic.stand_back().await;
-        }
     }
     if cut.is_done() { Ok(()) } else { Err(ended_early(cut)) }
 }

@@ -51,6 +51,9 @@ pub struct Limits {
     pub demand_bytes: u64,
     /// The longest other request, in compressed bytes.
     pub background_bytes: u64,
+    /// While no reader waits: so many compressed bytes may be in flight. A reader who comes then has
+    /// to wait for what is on the link already.
+    pub idle_bytes: u64,
     /// The longest run of unwanted compressed bytes that is fetched to save a request.
     pub max_gap: u64,
     /// While a reader waits: the largest share of the bytes in flight that nobody waits for, in
@@ -63,8 +66,8 @@ pub struct Limits {
 
 impl Default for Limits {
     /// 16 connections of which 4 are kept for demand and 8 are for background work at most;
-    /// requests of 4 MiB and 8 MiB; gaps of 256 KiB; half of the bytes for speculation, but 4 MiB in
-    /// any case.
+    /// requests of 4 MiB and 8 MiB, 32 MiB of them while nobody waits; gaps of 256 KiB; half of the bytes
+    /// for speculation, but 4 MiB in any case.
     fn default() -> Self {
         Self {
             max_connections: 16,
@@ -72,6 +75,7 @@ impl Default for Limits {
             background_connections: 8,
             demand_bytes: 4 << 20,
             background_bytes: 8 << 20,
+            idle_bytes: 32 << 20,
             max_gap: 256 << 10,
             speculative_percent: 50,
             speculative_bytes: 4 << 20,
@@ -223,7 +227,11 @@ impl Queue {
         let max_bytes = match class {
             Class::Demand => limits.demand_bytes,
             _ if now.demand_bytes > 0 => limits.background_bytes.min(speculative_room(now, limits)),
-            _ => limits.background_bytes,
+            // Whatever a span's length, one is always under way.
+            _ if now.speculative_bytes == 0 => limits.background_bytes,
+            _ => {
+                limits.background_bytes.min(limits.idle_bytes.saturating_sub(now.speculative_bytes))
+            }
         };
         let layer = self.layers.get_mut(&id)?;
         let fetch = layer.assemble(seed, class, max_bytes, limits.max_gap);
@@ -293,13 +301,15 @@ impl fmt::Debug for Queue {
 }
 
 impl Layer {
-    /// The request around `seed`: what follows it, as far as somebody wants it; and what is before
-    /// it only if that is as urgent, because bytes before the seed keep its reader waiting.
+    /// The request around `seed`: what follows it, as far as somebody wants it, but not merely to make
+    /// the layer whole where a reader waits or soon will; and what is before it only if that is as
+    /// urgent, because bytes before the seed keep its reader waiting.
     fn assemble(&self, seed: u32, class: Class, max_bytes: u64, max_gap: u64) -> Fetch {
         let spans: &dyn Spans = &*self.spans;
         let mut fetch = Fetch::of(spans, seed);
-        for &span in self.waiting.range(seed + 1..).map(|(span, _)| span) {
-            if self.in_flight.range(fetch.spans.end..span).next().is_some() {
+        for (&span, place) in self.waiting.range(seed + 1..) {
+            let too_late = place.class == Class::Background && class != Class::Background;
+            if too_late || self.in_flight.range(fetch.spans.end..span).next().is_some() {
                 break;
             }
             let Some(longer) = fetch.with(spans, span, max_bytes, max_gap) else { break };

@@ -13,6 +13,7 @@ const LIMITS: Limits = Limits {
     background_connections: 2,
     demand_bytes: 300,
     background_bytes: 500,
+    idle_bytes: u64::MAX,
     max_gap: 0,
     speculative_percent: 50,
     speculative_bytes: 0,
@@ -66,9 +67,10 @@ fn equal_demands_are_served_as_they_came() {
 #[test]
 fn neighbours_that_are_wanted_come_along() {
     check(
-        &[(0, 3, Background), (0, 2, Demand), (0, 4, ReadAhead), (0, 5, Background)],
+        &[(0, 3, ReadAhead), (0, 2, Demand), (0, 4, ReadAhead), (0, 5, Background)],
         &[(0, 2..5, Demand), (0, 5..6, Background)],
     );
+    check(&[(0, 3, Background), (0, 2, Demand)], &[(0, 2..3, Demand), (0, 3..4, Background)]);
 }
 
 #[test]
@@ -196,7 +198,8 @@ fn check_share(demand_bytes: u64, speculative_bytes: u64, expected: bool) {
 
 #[test]
 fn while_a_reader_waits_speculation_keeps_to_its_share() {
-    check_share(0, u64::MAX, true);
+    check_share(0, u64::MAX - 1, false);
+    check_share(0, u64::MAX - 100, true);
     check_share(99, 0, false);
     check_share(100, 0, true);
     check_share(300, 200, true);
@@ -216,6 +219,19 @@ fn speculation_is_cut_to_its_share_and_has_a_floor() {
     assert_eq!(next(floor, reader), Some(0..4));
     assert_eq!(next(floor, InFlight { speculative_bytes: 250, ..reader }), Some(0..1));
     assert_eq!(next(floor, InFlight { speculative_bytes: 350, ..reader }), None);
+}
+
+#[test]
+fn while_nobody_waits_the_link_is_kept_free_for_who_comes() {
+    let all: Vec<_> = (0..10).map(|span| (0, span, Background)).collect();
+    let next = |speculative_bytes| {
+        let limits = Limits { idle_bytes: 400, ..LIMITS };
+        queue(&all).next(&InFlight { speculative_bytes, ..IDLE }, &limits).map(|job| job.spans)
+    };
+    assert_eq!(next(0), Some(0..5));
+    assert_eq!(next(100), Some(0..3));
+    assert_eq!(next(350), None);
+    assert_eq!(next(500), None);
 }
 
 #[test]
