@@ -349,6 +349,13 @@ impl Origin {
         }
     }
 
+    /// Opens connections to where the image lies, so that first reads of its layers need not.
+    pub async fn warm_up(&self) {
+        if let Place::Registry(repository) = &self.place {
+            repository.open_connections(WARM_CONNECTIONS).await;
+        }
+    }
+
     /// The artifacts of these types that refer to `subject`.
     ///
     /// # Errors
@@ -439,6 +446,9 @@ impl Origin {
 fn platforms(index: &oci::Index) -> Vec<String> {
     index.images().filter_map(|image| image.platform.as_ref()).map(Platform::to_string).collect()
 }
+
+/// How many connections are open before anything is read.
+const WARM_CONNECTIONS: usize = 6;
 
 /// How much of a local blob is read at a time.
 const FILE_PIECE: u64 = 256 << 10;

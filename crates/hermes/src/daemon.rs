@@ -66,6 +66,12 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
         Arc::new(Daemon::new(&root, front_ends, keeper, &arguments.tuning, runtime.handle())?);
     daemon.adopt_all(&holding)?;
     daemon.front_ends.listen(orphans)?;
+    // The first mount should not have to wait for it.
+    let probing = Arc::clone(&daemon);
+    std::thread::Builder::new()
+        .name("probe".to_owned())
+        .spawn(move || probing.front_ends.probe().working().count())
+        .context("starting a thread")?;
     let options =
         server::ServerOptions { common: common.clone(), tuning: arguments.tuning.clone(), respawn };
     let ready = arguments.ready_on_stdin;
@@ -320,10 +326,16 @@ impl Daemon {
                 return Ok(Arc::clone(known));
             }
             let FoundManifest { descriptor, manifest: document } = &manifest;
-            let (image, found) = tokio::join!(
-                origin.configure(manifest.clone(), platform),
-                find_indexes(origin, (descriptor, document), &self.indexes),
-            );
+            let mut needed = Box::pin(async {
+                tokio::join!(
+                    origin.configure(manifest.clone(), platform),
+                    find_indexes(origin, (descriptor, document), &self.indexes),
+                )
+            });
+            let (image, found) = tokio::select! {
+                needed = &mut needed => needed,
+                () = origin.warm_up() => needed.await,
+            };
             let (image, found) = (image?, found?);
             let reason = reason.get_or_insert(found.reason);
             let layers = image.layers.iter().zip(&found.layers);

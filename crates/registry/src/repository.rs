@@ -5,6 +5,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use bytes::Bytes;
+use futures_util::future::join_all;
 use oci::media_type::MANIFEST_TYPES;
 use oci::{Descriptor, Digest, Reference};
 use reqwest::header::{ACCEPT, HeaderMap, HeaderName};
@@ -107,6 +108,15 @@ impl Repository {
             blob_stream::open(&self.exchange(&server), digest, range.clone()).await
         })
         .await
+    }
+
+    /// Opens `count` connections to the server that blobs would be asked of first, by as many requests that
+    /// any registry answers. Trouble with it is left to who needs them.
+    pub async fn open_connections(&self, count: usize) {
+        let Ok(servers) = self.servers(Capability::Pull) else { return };
+        let Some(server) = servers.first() else { return };
+        let exchange = self.exchange(server);
+        join_all((0..count).map(|_| exchange.greet())).await;
     }
 
     /// Whether the server that would be asked first gives ranges, as far as is known.

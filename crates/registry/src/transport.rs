@@ -172,6 +172,15 @@ impl Exchange<'_> {
         progress.watch(url, client.execute(request)).await
     }
 
+    /// Asks for the root of the API, whatever the answer, and leaves the connection open.
+    pub(crate) async fn greet(&self) {
+        let mut url = self.server.host.base.clone();
+        url.set_path(&format!("{}/", url.path()));
+        if let Ok(response) = self.send(&Call::new(Method::GET, url.clone()), &url, None).await {
+            read_body(response, &url, MAX_GREETING, self.options().stall_timeout).await.ok();
+        }
+    }
+
     /// The connections to the server itself, or those to where it sends us.
     pub(crate) fn pool(&self, own: bool) -> Result<reqwest::Client, FetchError> {
         let pools = &self.client.shared.pools;
@@ -318,6 +327,9 @@ async fn error_code(response: &mut Response) -> Option<String> {
 
 const MAX_REDIRECTS: u32 = 5;
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
+/// What a registry may answer to a greeting.
+const MAX_GREETING: u64 = 16 << 10;
+
 const MAX_ERROR_BODY: usize = 16 << 10;
 const ERROR_BODY_TIMEOUT: Duration = Duration::from_secs(5);
 
