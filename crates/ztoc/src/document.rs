@@ -129,6 +129,24 @@ mod tests {
         Ztoc::parse(&blob, &Limits::default()).unwrap_err();
         let blob = built.ztoc.to_bytes(&built.ztoc_bytes).unwrap();
         assert_eq!(Ztoc::parse(&blob, &Limits::default()).unwrap().toc[0].size, 700);
+        // Without a record of the file's size it is what the archive holds, however little the map
+        // takes of it.
+        let records = |size: &[u8]| {
+            let records = [("GNU.sparse.map", &b"500,5"[..]), ("GNU.sparse.numblocks", b"1")];
+            let mut records = [&records[..], &[("GNU.sparse.size", size)]].concat();
+            records.retain(|(_, value)| !value.is_empty());
+            let owned = |text: &[u8]| text.to_vec();
+            records.into_iter().map(|(key, value)| (owned(key.as_bytes()), owned(value))).collect()
+        };
+        for (size, found) in [(&b""[..], 700), (b"700", 5), (b"9999", 700)] {
+            let mut built = built.clone();
+            (built.ztoc.toc[0].size, built.ztoc.toc[0].pax) = (700, records(size));
+            let blob = built.ztoc.to_bytes(&built.ztoc_bytes).unwrap();
+            let parsed = Ztoc::parse(&blob, &Limits::default()).unwrap();
+            assert_eq!(parsed.toc[0].size, found);
+            let again = parsed.to_bytes(&blob).unwrap();
+            assert_eq!(Ztoc::parse(&again, &Limits::default()).unwrap().toc, parsed.toc);
+        }
         // A map that is missing must not be taken for an ordinary file.
         built.ztoc.toc[0].pax.retain(|(key, _)| key != crate::sparse::MAP);
         let blob = built.ztoc.to_bytes(&built.ztoc_bytes).unwrap();

@@ -205,11 +205,13 @@ fn derive_sparse(entry: &mut TocEntry) -> Result<(), ParseZtocError> {
             return Err(ParseZtocError::Unsupported { what: "a sparse file whose map is missing" });
         }
         PaxSparse::Pieces(pieces) => {
-            let logical = sparse::logical_size(&entry.pax).map_err(bad)?.unwrap_or(entry.size);
+            let stated = sparse::logical_size(&entry.pax).map_err(bad)?;
+            let logical = stated.unwrap_or(entry.size);
             let map = sparse::checked_map(pieces, logical, None).map_err(bad)?;
             let archived = sparse::archived_size(&map);
-            // AWS's tool writes the size of the file, which is not what the archive holds.
-            if entry.size == logical {
+            // AWS's tool writes the size of the file, which is not what the archive holds; where no
+            // record states it, both are the same.
+            if stated == Some(entry.size) {
                 entry.size = archived;
             } else if entry.size < archived {
                 return Err(inconsistent("a sparse file's map is larger than its data"));
