@@ -26,7 +26,8 @@ pub enum Capability {
 /// A server that stands for a registry.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Host {
-    /// The root of its API, without a slash at the end: `https://mirror.example/v2`.
+    /// The root of its API: `https://mirror.example/v2`. Its path has no slash at the end, unless it
+    /// is nothing else.
     pub base: Url,
     /// What it may be asked for.
     pub capabilities: Vec<Capability>,
@@ -160,6 +161,14 @@ impl Host {
         }
     }
 
+    /// The address of something below the root of its API.
+    pub(crate) fn url(&self, path: &str) -> Url {
+        let mut url = self.base.clone();
+        // The root of a server without any path ends with a slash all the same.
+        url.set_path(&format!("{}/{path}", self.base.path().trim_end_matches('/')));
+        url
+    }
+
     /// Host and port, as they stand in the URL.
     #[must_use]
     pub fn authority(&self) -> String {
@@ -240,7 +249,14 @@ enum ClientField {
     Pairs(Vec<Vec<String>>),
 }
 
-fn parse(path: &Path, text: &str, registry: &str) -> Result<Vec<Host>, LoadHostsError> {
+/// The servers that `text` names for `registry`, the registry's own last; no file is read.
+///
+/// `path` is where the text lies: relative names of certificates start from its folder, and errors
+/// name it.
+///
+/// # Errors
+/// The text is malformed.
+pub fn parse(path: &Path, text: &str, registry: &str) -> Result<Vec<Host>, LoadHostsError> {
     let malformed = |offset: Option<usize>, problem| {
         let before = text.get(..offset.unwrap_or(0)).unwrap_or_default();
         let line = before.matches('\n').count() + 1;

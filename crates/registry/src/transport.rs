@@ -81,8 +81,7 @@ impl Exchange<'_> {
 
     /// The URL of `path` in the repository.
     pub(crate) fn url(&self, path: &str) -> Url {
-        let mut url = self.server.host.base.clone();
-        url.set_path(&format!("{}/{}/{path}", url.path(), self.repository));
+        let mut url = self.server.host.url(&format!("{}/{path}", self.repository));
         if self.server.needs_namespace() {
             url.query_pairs_mut().append_pair("ns", &self.server.registry);
         }

@@ -69,11 +69,20 @@ fn hosts_come_in_the_order_of_the_file_and_the_registry_last() {
             "https://registry-1.docker.io/v2",
         ],
     );
+    assert_eq!(hosts[3].url("a/blobs/b").as_str(), "https://c.example/cache/a/blobs/b");
     assert_eq!(hosts[0].capabilities, [Capability::Pull]);
     assert_eq!(hosts[1].capabilities, [Capability::Pull, Capability::Resolve]);
     assert_eq!(hosts[2].capabilities.len(), 3);
     assert!(hosts[1].skip_verify && !hosts[0].skip_verify);
     assert!(!hosts[0].serves("docker.io") && hosts[4].serves("docker.io"));
+}
+
+#[test]
+fn an_api_at_the_root_of_a_server_has_one_slash_before_its_paths() {
+    let text = "[host.'https://m.example']\noverride_path = true";
+    let bases = ["https://m.example/", "https://r.example/v2"];
+    let hosts = check("r.example", text, "r.example", &bases);
+    assert_eq!(hosts[0].url("a/blobs/b").as_str(), "https://m.example/a/blobs/b");
 }
 
 #[test]
