@@ -177,3 +177,30 @@ fn report(mut run: Run) -> Result<Option<String>> {
     println!("fuzz {}: ok, {} inputs", run.name, executed.unwrap_or("?").trim());
     Ok(None)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// How a target does that runs `script` with its folder for failing inputs.
+    fn reported(script: &str) -> (Option<String>, bool) {
+        let dir = tempfile::tempdir().unwrap();
+        let artifacts = dir.path().join("artifacts/target");
+        fs::create_dir_all(&artifacts).unwrap();
+        let log = dir.path().join("log");
+        fs::write(&log, "stat::number_of_executed_units: 7\n").unwrap();
+        let mut command = Command::new("sh");
+        command.args(["-c", script, "sh"]).arg(&artifacts);
+        let process = command.spawn().unwrap();
+        let run = Run { name: "target".to_owned(), process, log, artifacts: artifacts.clone() };
+        let failed = report(run).unwrap();
+        (failed, artifacts.join("crash-1").exists())
+    }
+
+    #[test]
+    fn a_failing_input_is_left_and_fails_the_run() {
+        let failed = reported("echo input > \"$1/crash-1\"; exit 77");
+        assert_eq!(failed, (Some("target".to_owned()), true));
+        assert_eq!(reported("exit 0"), (None, false));
+    }
+}

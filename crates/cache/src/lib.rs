@@ -40,7 +40,7 @@ pub use layer::{
     CheckError, Discarded, EvictError, Evicted, Layer, LayerShape, Report, SealError, SpanState,
     SyncError, UnsealError, WriteError,
 };
-pub use map::MapError;
+pub use map::{Map, MapError};
 pub use marker::{MarkerError, Sealed};
 pub use store::{
     HoleSupport, Incoming, KeepError, ListError, OpenLayerError, OpenStoreError, Pruned,

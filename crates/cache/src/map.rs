@@ -76,9 +76,9 @@ pub(crate) struct Record {
     pub(crate) crc: u32,
 }
 
-/// A map as it lies on disk.
+/// A presence map as it lies on disk.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Map {
+pub struct Map {
     pub(crate) bytes: u64,
     pub(crate) index: Digest,
     pub(crate) starts: Vec<u64>,
@@ -103,7 +103,17 @@ impl Map {
         Self { bytes, index, starts, records }
     }
 
-    pub(crate) fn encode(&self) -> Vec<u8> {
+    /// Whether each span is present, in their order.
+    pub fn present(&self) -> impl Iterator<Item = bool> {
+        self.records.iter().map(Option::is_some)
+    }
+
+    /// The bytes of the file.
+    ///
+    /// # Panics
+    /// Never: no map has more than 2^24 spans.
+    #[must_use]
+    pub fn encode(&self) -> Vec<u8> {
         let count = u32::try_from(self.starts.len()).expect("a shape has at most MAX_SPANS spans");
         let starts: Vec<u8> = self.starts.iter().flat_map(|start| start.to_le_bytes()).collect();
         let mut out =
@@ -124,7 +134,11 @@ impl Map {
         out
     }
 
-    pub(crate) fn decode(file: &[u8]) -> Result<Self, MapError> {
+    /// Reads the bytes of the file. A span whose record is damaged counts as missing.
+    ///
+    /// # Errors
+    /// They are no map, or one of which nothing can be used.
+    pub fn decode(file: &[u8]) -> Result<Self, MapError> {
         let header: &[u8; HEADER_LEN] = file.first_chunk().ok_or(MapError::Header)?;
         let (covered, crc) = header.split_at(HEADER_LEN - 4);
         if !header.starts_with(MAGIC) || crc32c::crc32c(covered).to_le_bytes() != *crc {
@@ -138,7 +152,7 @@ impl Map {
         if count > MAX_SPANS {
             return Err(MapError::Spans);
         }
-        let count = usize::try_from(count).expect("a usize holds 24 bits");
+        let count = usize::try_from(count).map_err(|_too_many| MapError::Spans)?;
         if file.len() != records_at(count) + RECORD_LEN * count {
             return Err(MapError::Length);
         }

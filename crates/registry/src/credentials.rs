@@ -11,7 +11,7 @@ use crate::Secret;
 
 mod docker_config;
 
-pub use docker_config::DockerConfig;
+pub use docker_config::{DockerConfig, DockerConfigFile, MalformedDockerConfig};
 
 /// What a server accepts as proof of who is asking.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -1,6 +1,7 @@
 //! Docker's `config.json`, with credential helpers. Kubernetes' pull secrets have the same form.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
 use std::process::Stdio;
@@ -26,15 +27,24 @@ pub struct DockerConfig {
     helper_time_limit: Duration,
 }
 
+/// What a `config.json` says.
 #[derive(Deserialize, Default)]
 #[serde(rename_all = "camelCase")]
-struct ConfigFile {
+pub struct DockerConfigFile {
     #[serde(default)]
     auths: BTreeMap<String, AuthEntry>,
     #[serde(default)]
     cred_helpers: BTreeMap<String, String>,
     #[serde(default)]
     creds_store: Option<String>,
+}
+
+/// Bytes that are no `config.json`. Nothing of them is shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("it is not a Docker configuration (line {line})")]
+pub struct MalformedDockerConfig {
+    /// Where, from 1.
+    pub line: usize,
 }
 
 #[derive(Deserialize, Default)]
@@ -75,47 +85,30 @@ impl DockerConfig {
         repository: &str,
     ) -> Result<Option<Credentials>, CredentialsError> {
         let config = self.read().await?;
-        let helper_key = |helpers: &BTreeMap<String, String>| {
-            let mut keys = helpers.iter();
-            keys.find(|(key, _)| match_len(key, server, "").is_some()).map(|(_, name)| name.clone())
-        };
-        let helper = helper_key(&config.cred_helpers)
-            .or_else(|| config.creds_store.clone().filter(|store| !store.is_empty()));
-        if let Some(helper) = helper
-            && let Some(credentials) = self.ask_helper(&helper, server).await?
+        if let Some(helper) = config.helper(server)
+            && let Some(credentials) = self.ask_helper(helper, server).await?
         {
             return Ok(Some(credentials));
         }
-        let best = config
-            .auths
-            .iter()
-            .filter_map(|(key, entry)| Some((match_len(key, server, repository)?, entry)))
-            .max_by_key(|(len, _)| *len);
-        match best {
-            Some((_, entry)) => {
-                let malformed = || CredentialsError::Malformed { path: self.path.clone(), line: 1 };
-                entry.credentials().ok_or_else(malformed)
-            }
-            None => Ok(None),
-        }
+        config.stored(server, repository).map_err(|malformed| self.refused(malformed))
     }
 
-    async fn read(&self) -> Result<ConfigFile, CredentialsError> {
+    fn refused(&self, malformed: MalformedDockerConfig) -> CredentialsError {
+        CredentialsError::Malformed { path: self.path.clone(), line: malformed.line }
+    }
+
+    async fn read(&self) -> Result<DockerConfigFile, CredentialsError> {
         let failed = |source| CredentialsError::Read { path: self.path.clone(), source };
         let file = match tokio::fs::File::open(&self.path).await {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
-                return Ok(ConfigFile::default());
+                return Ok(DockerConfigFile::default());
             }
             Err(source) => return Err(failed(source)),
         };
         let mut bytes = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut bytes).await.map_err(failed)?;
-        // serde_json's own message would show the value.
-        serde_json::from_slice(&bytes).map_err(|error| CredentialsError::Malformed {
-            path: self.path.clone(),
-            line: error.line(),
-        })
+        DockerConfigFile::parse(&bytes).map_err(|malformed| self.refused(malformed))
     }
 
     async fn ask_helper(
@@ -143,6 +136,56 @@ impl CredentialSource for DockerConfig {
         repository: &'a str,
     ) -> BoxFuture<'a, Result<Option<Credentials>, CredentialsError>> {
         Box::pin(self.find(server, repository))
+    }
+}
+
+impl DockerConfigFile {
+    /// Reads a configuration; what it says beside credentials is left out.
+    ///
+    /// # Errors
+    /// The bytes are not JSON of the right shape.
+    pub fn parse(bytes: &[u8]) -> Result<Self, MalformedDockerConfig> {
+        // serde_json's own message would show the value.
+        serde_json::from_slice(bytes)
+            .map_err(|error| MalformedDockerConfig { line: error.line().max(1) })
+    }
+
+    /// The name of the helper that is to be asked for `server` first.
+    #[must_use]
+    pub fn helper(&self, server: &str) -> Option<&str> {
+        let own = self.cred_helpers.iter().find(|(key, _)| match_len(key, server, "").is_some());
+        let store = self.creds_store.as_ref().filter(|store| !store.is_empty());
+        own.map(|(_, name)| name).or(store).map(String::as_str)
+    }
+
+    /// The credentials in the file itself for `repository` at `server`, whose key fits best.
+    ///
+    /// # Errors
+    /// The entry is malformed.
+    pub fn stored(
+        &self,
+        server: &str,
+        repository: &str,
+    ) -> Result<Option<Credentials>, MalformedDockerConfig> {
+        let fitting = self
+            .auths
+            .iter()
+            .filter_map(|(key, entry)| Some((match_len(key, server, repository)?, entry)));
+        match fitting.max_by_key(|(len, _)| *len) {
+            Some((_, entry)) => entry.credentials().ok_or(MalformedDockerConfig { line: 1 }),
+            None => Ok(None),
+        }
+    }
+}
+
+impl fmt::Debug for DockerConfigFile {
+    /// Without what may be secret.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DockerConfigFile")
+            .field("auths", &self.auths.keys())
+            .field("cred_helpers", &self.cred_helpers)
+            .field("creds_store", &self.creds_store)
+            .finish()
     }
 }
 
