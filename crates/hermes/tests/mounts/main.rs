@@ -8,6 +8,8 @@
     reason = "a test that cannot go on fails, wherever in it that is"
 )]
 
+mod faults;
+mod names;
 mod setup;
 mod streams;
 
@@ -19,6 +21,9 @@ use testkit::registry::{Auth, Credentials, Fault, Link, Outage, Scope, Times};
 use testkit::untar;
 
 use crate::setup::{Setup, check, image, kill};
+
+/// What each file of an image holds.
+type Contents = [(String, Vec<u8>)];
 
 const BACKENDS: [&str; 3] = ["erofs", "erofs-loop", "fuse"];
 

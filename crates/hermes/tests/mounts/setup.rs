@@ -14,12 +14,19 @@ use testkit::registry::{Options, Registry};
 pub(crate) struct Setup {
     dir: TempDir,
     pub(crate) registry: Registry,
+    /// Arguments before each command. The last counts, where one comes twice.
+    pub(crate) global: Vec<String>,
+    /// What runs `hermes`, with its arguments; empty for this process itself.
+    pub(crate) through: Vec<String>,
 }
 
 impl Setup {
     pub(crate) fn new() -> Self {
         let dir = tempfile::Builder::new().prefix("hermes-test-").tempdir().unwrap();
-        Self { dir, registry: Registry::start(Options::default()).unwrap() }
+        let registry = Registry::start(Options::default()).unwrap();
+        let global = ["--log", "info", "--output", "json", "--docker-config", "/nonexistent"];
+        let global = global.map(str::to_owned).to_vec();
+        Self { dir, registry, global, through: Vec::new() }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
@@ -28,9 +35,16 @@ impl Setup {
 
     /// Runs `hermes` with this set-up's root.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_hermes"));
-        command.arg("--root").arg(self.path("root")).args(["--log", "info", "--output", "json"]);
-        command.args(["--docker-config", "/nonexistent"]).args(arguments).output().unwrap()
+        self.run_at("root", arguments)
+    }
+
+    /// As [`run`](Self::run), with another root folder.
+    pub(crate) fn run_at(&self, root: &str, arguments: &[&str]) -> Output {
+        let hermes = env!("CARGO_BIN_EXE_hermes").to_owned();
+        let mut words = self.through.iter().cloned().chain([hermes]);
+        let mut command = Command::new(words.next().unwrap());
+        command.args(words).arg("--root").arg(self.path(root));
+        command.args(&self.global).args(arguments).output().unwrap()
     }
 
     /// As [`run`](Self::run); it must succeed.
@@ -152,6 +166,12 @@ fn pid_of(status: &Value, process: &str) -> Option<i32> {
     i32::try_from(status[process]["pid"].as_i64()?).ok()
 }
 
+/// Asks a process to end, and waits until it has.
+#[track_caller]
+pub(crate) fn terminate(pid: i32) {
+    assert!(end(pid, Signal::TERM), "process {pid} does not end");
+}
+
 /// Kills a process and waits until it is dead.
 #[track_caller]
 pub(crate) fn kill(pid: i32) {
@@ -185,6 +205,16 @@ pub(crate) fn image(
 pub(crate) fn image_as(
     setup: &Setup,
     name: &str,
+    size: (u64, u64),
+    compression: Compression,
+) -> (String, Vec<(String, Vec<u8>)>) {
+    image_in(&setup.registry, name, size, compression)
+}
+
+/// As [`image_as`], in any registry.
+pub(crate) fn image_in(
+    registry: &Registry,
+    name: &str,
     (files, len): (u64, u64),
     compression: Compression,
 ) -> (String, Vec<(String, Vec<u8>)>) {
@@ -200,7 +230,7 @@ pub(crate) fn image_as(
     let gzip = Compression::Gzip { level: 1 };
     let image =
         ImageBuilder::new().layer(base.build(), gzip).layer(layer.build(), compression).build();
-    let refs = image.push_to(&setup.registry, name, "1").unwrap();
+    let refs = image.push_to(registry, name, "1").unwrap();
     (refs.reference, contents)
 }
 
