@@ -164,6 +164,15 @@ pub enum BlobStream {
 }
 
 impl BlobStream {
+    /// The server of the registry that sends the bytes, to be told if they are wrong.
+    #[must_use]
+    pub fn server(&self) -> Option<registry::Source> {
+        match self {
+            Self::Registry(stream) => stream.source(),
+            Self::File(..) => None,
+        }
+    }
+
     /// The next bytes, or `None` at the end of the range.
     ///
     /// # Errors

@@ -14,12 +14,15 @@ use ztoc::{SpanDecoder, SpanId};
 use crate::engine::Shared;
 use crate::error::SpanFault;
 use crate::layer::{Layer, MOST_TAIL};
+use crate::source::Sender;
 
 /// One span whose compressed bytes have come.
 pub(crate) struct Work {
     pub(crate) layer: Arc<Layer>,
     pub(crate) span: SpanId,
     pub(crate) compressed: Bytes,
+    /// Who sent them.
+    pub(crate) sender: Option<Arc<dyn Sender>>,
     pub(crate) class: plan::Class,
     /// Its share of the memory that transfers may take; given back when the job is dropped.
     pub(crate) _memory: Option<OwnedSemaphorePermit>,
@@ -106,6 +109,11 @@ fn work(shared: &Weak<Shared>) {
         let Some(shared) = shared.upgrade() else { return };
         let Some(job) = shared.decode.pop() else { return };
         let result = make(&job.layer, job.span, &job.compressed, &mut buffers);
+        if let (Err(SpanFault::WrongBytes { expected, found, .. }), Some(sender)) =
+            (&result, &job.sender)
+        {
+            sender.lied(*expected, *found);
+        }
         shared.span_done(&job.layer, job.span, result);
     }
 }

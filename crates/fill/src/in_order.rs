@@ -195,7 +195,7 @@ async fn receive(
 ) -> Result<(), SourceError> {
     let end = layer.blob_bytes();
     shared.requests.fetch_add(1, Ordering::Relaxed);
-    let mut stream = layer.spec().source.open(*at..end).await?;
+    let mut stream = layer.spec().source.open(*at..end).await?.bytes;
     let mut urgent = None;
     while let Some(piece) = stream.next().await {
         let piece = piece?;

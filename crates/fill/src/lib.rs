@@ -19,4 +19,4 @@ mod transfer;
 pub use engine::{Engine, EngineOptions, Event, Figures};
 pub use error::ReadError;
 pub use layer::{Gate, Layer, LayerSpec, Order, Reader, SlowRead, Then};
-pub use source::{ByteStream, Source, SourceError};
+pub use source::{ByteStream, Sender, Source, SourceError, Transfer};

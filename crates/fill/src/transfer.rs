@@ -13,7 +13,7 @@ use crate::decode::Work;
 use crate::engine::Shared;
 use crate::error::SpanFault;
 use crate::layer::Layer;
-use crate::source::SourceError;
+use crate::source::{Sender, SourceError, Transfer};
 
 /// Who is receiving just now. A stream of a whole layer stands back while a reader's bytes arrive; ranged
 /// transfers need not, since few enough of their bytes are under way.
@@ -104,7 +104,9 @@ async fn receive(
         memory.acquire_many_owned(wanted).await.ok()
     };
     shared.requests.fetch_add(1, Ordering::Relaxed);
-    let mut stream = layer.spec().source.open(job.bytes.clone()).await?;
+    let Transfer { bytes: mut stream, sender } =
+        layer.spec().source.open(job.bytes.clone()).await?;
+    let sender: Option<Arc<dyn Sender>> = sender.map(Arc::from);
     let mut receiving = None;
     while let Some(piece) = stream.next().await {
         let piece = piece?;
@@ -118,8 +120,8 @@ async fn receive(
                 return shared.span_done(layer, span, Ok(()));
             }
             let share = share(&mut permit, compressed.len());
-            let (layer, class) = (Arc::clone(layer), job.class);
-            shared.decode.push(Work { layer, span, compressed, class, _memory: share });
+            let (layer, sender, class) = (Arc::clone(layer), sender.clone(), job.class);
+            shared.decode.push(Work { layer, span, compressed, sender, class, _memory: share });
         });
     }
     if cut.is_done() { Ok(()) } else { Err(ended_early(cut)) }

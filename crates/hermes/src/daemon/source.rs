@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use artifacts::Origin;
-use fill::{ByteStream, Source, SourceError};
+use fill::{Sender, Source, SourceError, Transfer};
 use futures_util::future::BoxFuture;
 use futures_util::stream;
 use oci::Digest;
@@ -17,15 +17,25 @@ pub(super) struct Blob {
 }
 
 impl Source for Blob {
-    fn open(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, SourceError>> {
+    fn open(&self, range: Range<u64>) -> BoxFuture<'_, Result<Transfer, SourceError>> {
         Box::pin(async move {
             let stream = self.origin.stream(&self.digest, range).await.map_err(source_error)?;
+            let sender = stream.server().map(|server| Box::new(Server(server)) as Box<dyn Sender>);
             let next = |mut stream: artifacts::BlobStream| async move {
                 let piece = stream.next().await.map_err(source_error)?;
                 Ok(piece.map(|piece| (piece, stream)))
             };
-            Ok(Box::pin(stream::try_unfold(stream, next)) as ByteStream)
+            Ok(Transfer { bytes: Box::pin(stream::try_unfold(stream, next)), sender })
         })
+    }
+}
+
+/// The server of the registry, or its mirror, that a range comes from.
+struct Server(registry::Source);
+
+impl Sender for Server {
+    fn lied(&self, expected: Digest, found: Digest) {
+        self.0.put_aside(expected, found);
     }
 }
 

@@ -9,6 +9,7 @@
 )]
 
 mod faults;
+mod mirrors;
 mod names;
 mod setup;
 mod streams;

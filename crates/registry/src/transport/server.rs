@@ -25,6 +25,9 @@ pub(crate) struct Server {
 struct Rest {
     failures: u32,
     until: Option<Instant>,
+    /// Whether it gave wrong bytes: then an answer, whose bytes nobody has checked yet, does not end
+    /// its rest.
+    lied: bool,
 }
 
 impl Server {
@@ -80,13 +83,21 @@ impl Server {
         };
         state.failures = state.failures.saturating_add(1);
         state.until = Instant::now().checked_add(pause);
+        state.lied = matches!(error, FetchError::WrongDigest { .. });
+        let lied = state.lied;
         drop(state);
-        tracing::debug!(server = self.host.authority(), %error, ?pause, "a server is put aside");
+        let server = self.host.authority();
+        if lied {
+            tracing::warn!(server, %error, ?pause, "a server gave wrong bytes and is asked last");
+        } else {
+            tracing::debug!(server, %error, ?pause, "a server is put aside");
+        }
     }
 
     pub(crate) fn succeeded(&self) {
         let mut state = self.rest.lock();
-        if state.failures > 0 {
+        let still_rests = || state.until.is_some_and(|until| Instant::now() < until);
+        if state.failures > 0 && !(state.lied && still_rests()) {
             *state = Rest::default();
         }
     }
@@ -121,6 +132,17 @@ mod tests {
         assert!(!server.is_resting());
         server.failed(&FetchError::NotFound { url: String::new() }, Duration::from_secs(60));
         assert!(!server.is_resting());
+    }
+
+    #[test]
+    fn an_answer_does_not_end_the_rest_of_a_server_that_lied() {
+        let server = server();
+        let (expected, found) = (oci::Digest::of(b"a"), oci::Digest::of(b"b"));
+        let lie = FetchError::WrongDigest { url: String::new(), expected, found };
+        server.failed(&lie, Duration::from_secs(60));
+        // Of a request that was under way, for instance.
+        server.succeeded();
+        assert!(server.is_resting());
     }
 
     #[test]
