@@ -1,4 +1,5 @@
-//! The indexes that this machine has: one zTOC for each layer, under the layer's digest.
+//! The indexes that this machine has: one zTOC for each layer, under the layer's digest; and which
+//! indexes turned out to lie, under their own.
 
 use std::fs::{self, File};
 use std::io::{self, Write};
@@ -52,6 +53,9 @@ struct Note {
     /// Whether the layer can only be read from its beginning: the zTOC then describes the
     /// uncompressed tar, and its spans with their digests are none of the blob's.
     streamed: bool,
+    /// The blob of a registry that it was in, if that is more than itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    blob: Option<Digest>,
 }
 
 /// A zTOC of the store.
@@ -124,7 +128,7 @@ impl IndexStore {
                 let file =
                     File::open(&path).map_err(|source| StoreIndexError::Io { path, source })?;
                 let toc = Arc::new(std::mem::take(&mut ztoc.toc));
-                let Note { ztoc: digest, origin, streamed } = note;
+                let Note { ztoc: digest, origin, streamed, blob: _ } = note;
                 Ok(Some(StoredIndex { ztoc, file, digest, origin, streamed, toc }))
             }
             Err(err) => {
@@ -167,7 +171,8 @@ impl IndexStore {
                 "it is made for a blob of {size} bytes, this has {layer_size}"
             )));
         }
-        self.write(layer, bytes, &Note { ztoc: Digest::of(bytes), origin, streamed: false })?;
+        let note = Note { ztoc: Digest::of(bytes), origin, streamed: false, blob: None };
+        self.write(layer, bytes, &note)?;
         self.reload(layer)
     }
 
@@ -199,7 +204,7 @@ impl IndexStore {
         bytes: &[u8],
         origin: IndexOrigin,
     ) -> Result<StoredIndex, StoreIndexError> {
-        let note = Note { ztoc: Digest::of(bytes), origin, streamed: true };
+        let note = Note { ztoc: Digest::of(bytes), origin, streamed: true, blob: None };
         check_streamed(layer, &parse(layer, bytes)?)?;
         self.write(layer, bytes, &note)?;
         self.reload(layer)
@@ -214,16 +219,74 @@ impl IndexStore {
 
     /// The note is written last: without it the zTOC does not count.
     fn write(&self, layer: &Digest, bytes: &[u8], note: &Note) -> Result<(), StoreIndexError> {
-        let (path, note_path) = self.paths(layer);
-        let note = serde_json::to_vec(note).map_err(|err| StoreIndexError::Io {
-            path: note_path.clone(),
-            source: io::Error::other(err),
-        })?;
+        let (path, _) = self.paths(layer);
         let _one_at_a_time = self.writing.lock();
-        for (path, bytes) in [(path, bytes), (note_path, &note)] {
-            replace(&path, bytes).map_err(|source| StoreIndexError::Io { path, source })?;
+        replace(&path, bytes).map_err(|source| StoreIndexError::Io { path, source })?;
+        self.write_note(layer, note)
+    }
+
+    fn write_note(&self, layer: &Digest, note: &Note) -> Result<(), StoreIndexError> {
+        let (_, path) = self.paths(layer);
+        let written = serde_json::to_vec(note).map_err(io::Error::other);
+        let written = written.and_then(|note| replace(&path, &note));
+        written.map_err(|source| StoreIndexError::Io { path, source })
+    }
+
+    /// Forgets the index `index` of `layer`, which lied, and remembers that it did: what comes from a
+    /// registry with this digest is not taken again.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn revoke(&self, layer: &Digest, index: &Digest, why: &str) -> Result<(), StoreIndexError> {
+        let stored = self.note(layer)?.filter(|note| note.ztoc == *index);
+        // Another one may have taken its place meanwhile.
+        let came_in = stored.as_ref().and_then(|note| note.blob);
+        for digest in std::iter::once(*index).chain(came_in) {
+            let path = self.revocation_path(&digest);
+            replace(&path, why.as_bytes())
+                .map_err(|source| StoreIndexError::Io { path, source })?;
+        }
+        if stored.is_some() {
+            self.remove(layer)?;
         }
         Ok(())
+    }
+
+    /// Notes that the index of `layer` came inside the blob `blob`, which is to be revoked with it.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn came_in(&self, layer: &Digest, blob: &Digest) -> Result<(), StoreIndexError> {
+        match self.note(layer)? {
+            Some(note) => {
+                let _one_at_a_time = self.writing.lock();
+                self.write_note(layer, &Note { blob: Some(*blob), ..note })
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// What is noted of the index of `layer`; nothing if that cannot be understood.
+    fn note(&self, layer: &Digest) -> Result<Option<Note>, StoreIndexError> {
+        let (_, path) = self.paths(layer);
+        match fs::read(&path) {
+            Ok(note) => Ok(serde_json::from_slice(&note).ok()),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreIndexError::Io { path, source }),
+        }
+    }
+
+    /// Why the index with this digest was revoked, if it was.
+    ///
+    /// # Errors
+    /// When the disk cannot be read.
+    pub fn revocation(&self, index: &Digest) -> Result<Option<String>, StoreIndexError> {
+        let path = self.revocation_path(index);
+        match fs::read(&path) {
+            Ok(why) => Ok(Some(String::from_utf8_lossy(&why).into_owned())),
+            Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(source) => Err(StoreIndexError::Io { path, source }),
+        }
     }
 
     /// Forgets the index of `layer`; that there is none is no error.
@@ -286,6 +349,10 @@ impl IndexStore {
 
     fn soci_path(&self, layer: &Digest) -> PathBuf {
         self.dir.join(format!("{}.soci", layer.hex()))
+    }
+
+    fn revocation_path(&self, index: &Digest) -> PathBuf {
+        self.dir.join(format!("{}.revoked", index.hex()))
     }
 
     fn paths(&self, layer: &Digest) -> (PathBuf, PathBuf) {

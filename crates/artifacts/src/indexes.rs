@@ -189,14 +189,20 @@ async fn fetch_ztocs(
     layers: &mut [Option<StoredIndex>],
 ) -> Result<String, StoreIndexError> {
     let mut wanted = Vec::new();
+    let mut trouble = None;
     for (place, layer) in manifest.layers.iter().enumerate() {
         let missing = layers.get(place).is_some_and(Option::is_none);
         let ztoc = index.ztoc(&layer.digest).filter(|ztoc| ztoc.streamed == is_stream(layer));
         if let (true, Some(ztoc)) = (missing, ztoc) {
-            wanted.push(fetch_ztoc(origin.clone(), place, ztoc, layer.size));
+            match store.revocation(&ztoc.digest)? {
+                None => wanted.push(fetch_ztoc(origin.clone(), place, ztoc, layer.size)),
+                Some(why) => {
+                    let layer = layer.digest;
+                    trouble = Some(format!("the index of layer {layer} was revoked: {why}"));
+                }
+            }
         }
     }
-    let mut trouble = None;
     let mut answers = stream::iter(wanted).buffer_unordered(ZTOCS_AT_A_TIME);
     while let Some((place, ztoc, answer)) = answers.next().await {
         let Some(layer) = manifest.layers.get(place) else { continue };
@@ -209,7 +215,12 @@ async fn fetch_ztocs(
             }
         };
         match (stored, layers.get_mut(place)) {
-            (Ok(stored), Some(slot)) => *slot = Some(stored),
+            (Ok(stored), Some(slot)) => {
+                if ztoc.plain_size.is_some() {
+                    store.came_in(&layer.digest, &ztoc.digest)?;
+                }
+                *slot = Some(stored);
+            }
             (Err(err @ StoreIndexError::Unusable { .. }), _) => trouble = Some(err.to_string()),
             (Err(err), _) => return Err(err),
             (Ok(_), None) => {}

@@ -246,6 +246,12 @@ impl Layer {
         &self.data
     }
 
+    /// The index that the spans are from.
+    #[must_use]
+    pub fn index(&self) -> &Digest {
+        &self.shape.index
+    }
+
     /// Writes uncompressed bytes. They are not present before their span is marked so.
     ///
     /// # Errors

@@ -63,6 +63,8 @@ pub enum Event {
     Revoked {
         /// The layer's blob.
         layer: Digest,
+        /// The index that lied.
+        index: Digest,
         /// What differs.
         why: String,
     },
@@ -365,7 +367,8 @@ impl Shared {
             Err(Sealed::Differs(why)) => {
                 tracing::error!(layer = %digest, why, "index revoked: the layer is not what the image promises");
                 layer.revoke(&why);
-                (self.tell)(Event::Revoked { layer: digest, why });
+                let index = *layer.spec().cache.index();
+                (self.tell)(Event::Revoked { layer: digest, index, why });
             }
         }
     }

@@ -304,6 +304,11 @@ impl Layer {
         shared.want(self.id, &self.not_present(ahead), Class::ReadAhead);
     }
 
+    /// Why the layer is not what the image promises, if that was found out: all reads fail.
+    pub fn revoked(&self) -> Option<String> {
+        self.state.lock().revoked.clone()
+    }
+
     pub(crate) fn layout(&self) -> Arc<dyn plan::Spans + Send + Sync> {
         Arc::new(Layout(Arc::clone(&self.spec.spans)))
     }

@@ -131,9 +131,9 @@ impl Daemon {
         let store_of_indexes = indexes.clone();
         let tell = move |event| match event {
             fill::Event::Sealed { .. } => {}
-            fill::Event::Revoked { layer, .. } => {
-                if let Err(err) = store_of_indexes.remove(&layer) {
-                    tracing::error!(%layer, error = %err, "revoked index stays on disk");
+            fill::Event::Revoked { layer, index, why } => {
+                if let Err(err) = store_of_indexes.revoke(&layer, &index, &why) {
+                    tracing::error!(%layer, error = %err, "index cannot be revoked for good");
                 }
             }
         };

@@ -182,7 +182,11 @@ fn explain_text(report: &ExplainReport) -> String {
         line(format_args!("back end {backend} does not work here: {why}"));
     }
     for layer in &report.layers {
-        let state = if layer.sealed { "complete and proven" } else { "incomplete" };
+        let state = match (&layer.revoked, layer.sealed) {
+            (Some(why), _) => format!("not served, its index is revoked: {why}"),
+            (None, true) => "complete and proven".to_owned(),
+            (None, false) => "incomplete".to_owned(),
+        };
         let order = if layer.in_order && !layer.sealed { ", read in order" } else { "" };
         let (present, total) = (bytes(layer.bytes_present), bytes(layer.bytes_total));
         line(format_args!("layer {}: {present} of {total}, {state}{order}", layer.digest));

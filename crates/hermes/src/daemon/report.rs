@@ -76,6 +76,8 @@ pub(crate) struct LayerReport {
     pub(crate) sealed: bool,
     /// Whether it can only be read from its beginning.
     pub(crate) in_order: bool,
+    /// Why its index is not believed any more.
+    pub(crate) revoked: Option<String>,
 }
 
 /// A read that waited.
@@ -185,6 +187,7 @@ impl Daemon {
             bytes_present: layer.bytes_present(),
             sealed: layer.is_sealed(),
             in_order: layer.is_in_order(),
+            revoked: layer.revoked(),
         });
         let slowest = self.engine.slowest_reads();
         let slowest = slowest.iter().filter_map(|read| {

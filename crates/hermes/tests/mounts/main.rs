@@ -9,6 +9,7 @@
 )]
 
 mod faults;
+mod indexes;
 mod mirrors;
 mod names;
 mod setup;
