@@ -4,7 +4,7 @@ use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 
-use oci::Reference;
+use oci::{Digest, Reference};
 
 /// An image, as a user names it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -43,6 +43,17 @@ pub enum ParseImageNameError {
         /// What is wrong with it as a reference.
         source: oci::ParseReferenceError,
     },
+}
+
+impl ImageName {
+    /// The digest, where it is part of the name: then it always means the same image.
+    #[must_use]
+    pub const fn digest(&self) -> Option<Digest> {
+        match self {
+            Self::Registry(reference) => reference.digest(),
+            Self::Layout { .. } | Self::Archive { .. } => None,
+        }
+    }
 }
 
 impl FromStr for ImageName {

@@ -77,6 +77,16 @@ pub enum OriginError {
     },
 }
 
+impl OriginError {
+    /// Whether the registry did not answer at all, so that nothing is known of the image's present
+    /// state.
+    #[must_use]
+    pub const fn is_unreachable(&self) -> bool {
+        let Self::Registry { source, .. } = self else { return false };
+        matches!(source, FetchError::Unavailable { .. } | FetchError::Stalled { .. })
+    }
+}
+
 /// One layer of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ImageLayer {
@@ -99,6 +109,8 @@ pub struct FoundManifest {
     pub descriptor: Descriptor,
     /// The manifest, parsed.
     pub manifest: Manifest,
+    /// The configuration, where it is known already.
+    pub config: Option<ImageConfig>,
 }
 
 /// An image for one platform, resolved to digests.
@@ -238,7 +250,7 @@ impl Origin {
         let parsed = parse_manifest(Some(&descriptor.media_type), &bytes);
         let index = match parsed.map_err(|err| self.not_an_image(&err))? {
             ManifestOrIndex::Manifest(manifest) => {
-                return Ok(FoundManifest { descriptor, manifest });
+                return Ok(FoundManifest { descriptor, manifest, config: None });
             }
             ManifestOrIndex::Index(index) => index,
         };
@@ -248,7 +260,9 @@ impl Origin {
         };
         let bytes = self.document(&descriptor).await?;
         match parse_manifest(Some(&descriptor.media_type), &bytes) {
-            Ok(ManifestOrIndex::Manifest(manifest)) => Ok(FoundManifest { descriptor, manifest }),
+            Ok(ManifestOrIndex::Manifest(manifest)) => {
+                Ok(FoundManifest { descriptor, manifest, config: None })
+            }
             Ok(ManifestOrIndex::Index(_)) => {
                 Err(self.not_an_image(&"its index points at another index"))
             }
@@ -265,9 +279,14 @@ impl Origin {
         found: FoundManifest,
         platform: &Platform,
     ) -> Result<Image, OriginError> {
-        let FoundManifest { descriptor, manifest } = found;
-        let config = self.blob(&manifest.config.digest, MAX_DOCUMENT).await?;
-        let config = ImageConfig::from_bytes(&config).map_err(|err| self.not_an_image(&err))?;
+        let FoundManifest { descriptor, manifest, config } = found;
+        let config = match config {
+            Some(known) => known,
+            None => {
+                let bytes = self.blob(&manifest.config.digest, MAX_DOCUMENT).await?;
+                ImageConfig::from_bytes(&bytes).map_err(|err| self.not_an_image(&err))?
+            }
+        };
         if !config.platform().runs_on(platform) {
             return Err(self.wrong_platform(platform, vec![config.platform().to_string()]));
         }

@@ -2,6 +2,7 @@
 
 mod cache_requests;
 mod images;
+mod names;
 mod program_files;
 mod receive;
 mod report;
@@ -298,7 +299,8 @@ impl Daemon {
         let origin = Origin::open(&name, &self.client(&request.access))?;
         progress("resolving", 0, 0);
         let platform = platform(request.platform.as_deref())?;
-        let found = origin.find(&platform).await?;
+        let names::Resolved { found, warning } =
+            Box::pin(names::resolve(&self.root, &origin, &platform)).await?;
         let loaded = self.prepare(&origin, found, &platform, request, progress).await?;
         let (dir, backend) = (request.dir.clone(), request.backend);
         let to_mount = loaded.to_mount(&self.root);
@@ -307,7 +309,7 @@ impl Daemon {
         self.make_room(loaded.bytes_total().saturating_sub(loaded.bytes_present()))?;
         self.start(&loaded, &request.command);
         let mounted = mounts::Mounted { record, state: MountState::Served };
-        Ok(report::of_mount(&mounted, Some(&loaded)))
+        Ok(MountReport { warning, ..report::of_mount(&mounted, Some(&loaded)) })
     }
 
     /// Loads an image. Layers without an index are received first.
@@ -325,7 +327,7 @@ impl Daemon {
             if let Some(known) = self.images.lock().get(&manifest.descriptor.digest) {
                 return Ok(Arc::clone(known));
             }
-            let FoundManifest { descriptor, manifest: document } = &manifest;
+            let FoundManifest { descriptor, manifest: document, config: _ } = &manifest;
             let mut needed = Box::pin(async {
                 tokio::join!(
                     origin.configure(manifest.clone(), platform),

@@ -62,6 +62,12 @@ impl Output {
         Progress(bar)
     }
 
+    /// Says something on standard error that must not be missed, whoever reads it.
+    pub(crate) fn warning(self, text: &str) {
+        // Without standard error there is nobody to warn.
+        writeln!(io::stderr(), "hermes: warning: {text}").ok();
+    }
+
     /// Says something to a person who watches; nothing in a pipe.
     pub(crate) fn note(self, text: &str) {
         if io::stderr().is_terminal() && self.format == OutputFormat::Text {

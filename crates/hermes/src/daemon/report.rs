@@ -53,6 +53,9 @@ pub(crate) struct MountReport {
     pub(crate) waiting_seconds: f64,
     /// What they wait for.
     pub(crate) waiting_files: Vec<String>,
+    /// What whoever asked for the mount should know.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(crate) warning: Option<String>,
 }
 
 /// Why an image is lazy or not.
@@ -113,6 +116,7 @@ pub(super) fn of_mount(mounted: &Mounted, image: Option<&LoadedImage>) -> MountR
         waiting_reads: waiting.iter().map(|(count, _)| *count as u64).sum(),
         waiting_seconds: longest.map_or(0.0, |since| since.elapsed().as_secs_f64()),
         waiting_files: image.map_or_else(Vec::new, waiting_files),
+        warning: None,
     }
 }
 

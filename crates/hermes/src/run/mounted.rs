@@ -28,12 +28,11 @@ impl MountedImage {
         output: Output,
         request: MountRequest,
     ) -> Result<Self> {
-        let report = client::ask_or_start(
-            common,
-            &output,
-            &DaemonTuning::default(),
-            &Request::Mount(request),
-        )?;
+        let (tuning, request) = (DaemonTuning::default(), Request::Mount(request));
+        let report: MountReport = client::ask_or_start(common, &output, &tuning, &request)?;
+        if let Some(warning) = &report.warning {
+            output.warning(warning);
+        }
         Ok(Self { common: common.clone(), output, report })
     }
 

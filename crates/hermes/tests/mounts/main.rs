@@ -12,6 +12,7 @@ mod faults;
 mod indexes;
 mod mirrors;
 mod names;
+mod offline;
 mod setup;
 mod streams;
 
