@@ -73,6 +73,7 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
         .name("probe".to_owned())
         .spawn(move || probing.front_ends.probe().working().count())
         .context("starting a thread")?;
+    daemon.clear_abandoned_runs();
     let options =
         server::ServerOptions { common: common.clone(), tuning: arguments.tuning.clone(), respawn };
     let ready = arguments.ready_on_stdin;
@@ -391,6 +392,20 @@ impl Daemon {
         self.front_ends.unmount(dir, how)?;
         self.reap();
         Ok(())
+    }
+
+    /// Puts away what runs have left that were killed.
+    fn clear_abandoned_runs(&self) {
+        let unmount = |dir: &Path| {
+            if let Err(err) = self.umount(dir, true) {
+                let error = crate::failure::in_full(&err);
+                tracing::warn!(dir = %dir.display(), error, "image of a killed run stays mounted");
+            }
+        };
+        if let Err(err) = crate::run::clear_abandoned(&self.root, &unmount) {
+            let error = crate::failure::in_full(&err);
+            tracing::warn!(error, "folders of killed runs stay behind");
+        }
     }
 
     /// Lets go of mounts that nobody uses any more, and of images that no mount uses.

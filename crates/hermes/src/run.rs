@@ -2,6 +2,7 @@
 
 mod bundle;
 mod container;
+mod folder;
 mod init;
 mod mounted;
 mod program;
@@ -13,11 +14,13 @@ use std::process::ExitCode;
 use anyhow::{Context, Result};
 use sys::signals::{Signal, Signals};
 
+use self::folder::RunFolder;
 use crate::args::{GlobalArguments, RunArguments};
 use crate::output::Output;
 use crate::protocol::{MountRequest, MountTuning};
 
 pub(crate) use self::container::{Container, Runtime, Streams};
+pub(crate) use self::folder::clear_abandoned;
 pub(crate) use self::init::init;
 pub(crate) use self::mounted::MountedImage;
 pub(crate) use self::program::{Program, config_of};
@@ -32,13 +35,10 @@ pub(crate) fn run(
     // From here on a signal no longer ends us at once: what is mounted must be unmounted.
     let signals = Signals::hold().context("holding signals back")?;
     let runtime = Runtime::choose(arguments.runtime)?;
-    let runs = std::path::absolute(&common.root)?.join("run");
-    std::fs::create_dir_all(&runs).with_context(|| format!("making {}", runs.display()))?;
-    let dir = tempfile::Builder::new().prefix("run-").tempdir_in(&runs);
-    let dir = dir.with_context(|| format!("making a folder in {}", runs.display()))?;
+    let dir = RunFolder::create(&std::path::absolute(&common.root)?)?;
     let request = MountRequest {
         image: crate::mount_commands::absolute_image(&arguments.image)?,
-        dir: dir.path().join("lower"),
+        dir: dir.path().join(folder::LOWER),
         backend: crate::daemon::backend(arguments.backend),
         platform: common.registry.platform.clone(),
         access: crate::registries::access(&common.registry)?,
@@ -52,12 +52,16 @@ pub(crate) fn run(
         None => {
             let config = config_of(&common.root, &image.report().digest)?;
             let program = Program::of(&config, &arguments.command, rootfs.path())?;
+            if runtime != Runtime::Own {
+                // Such a container outlives us, if we are killed.
+                dir.share()?;
+            }
             start_and_wait(&runtime, dir.path(), &rootfs, &program, &signals)?
         }
     };
     drop(rootfs);
     drop(image);
-    dir.close().context("removing the folder of the run")?;
+    dir.close()?;
     Ok(ExitCode::from(code))
 }
 

@@ -2,9 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "shared parts of tests, which fail by panicking")]
 
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Lines};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
@@ -29,6 +30,7 @@ impl Setup {
             .dir("etc")
             .file("etc/passwd", "root:x:0:0:root:/root:/bin/sh\nweb:x:33:34:web:/var/www:/bin/sh\n")
             .entry(TarEntry::directory("tmp").mode(0o1777))
+            .file("etc/group", "root:x:0:\nstaff:x:50:web\nwww:x:52:other,web\n")
             .dir("root")
             .build();
         let image = ImageBuilder::new()
@@ -72,13 +74,33 @@ impl Setup {
         assert_eq!(output.status.code(), Some(code), "{script}: {stderr}");
     }
 
+    /// How many runs have a folder.
+    fn folders(&self) -> usize {
+        let entries = std::fs::read_dir(self.root().join("run")).unwrap();
+        entries.filter(|entry| entry.as_ref().unwrap().path().is_dir()).count()
+    }
+
+    /// Starts a shell in the image that says something every moment, and waits for its first word.
+    fn talk(&self) -> (Child, Lines<BufReader<ChildStdout>>) {
+        let script = "while echo word; do sleep 0.05; done";
+        let mut run = self.run();
+        run.args(["--", "/bin/sh", "-c", script]).stdout(Stdio::piped());
+        let mut child = run.spawn().unwrap();
+        let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        assert_eq!(lines.next().unwrap().unwrap(), "word");
+        (child, lines)
+    }
+
+    fn status(&self) -> Value {
+        let status = self.hermes().args(["status", "--output", "json"]).output().unwrap();
+        serde_json::from_slice(&status.stdout).unwrap()
+    }
+
     /// Nothing of a run is left, and the daemon serves no mount.
     #[track_caller]
     fn is_clean(&self) {
-        assert_eq!(std::fs::read_dir(self.root().join("run")).unwrap().count(), 0);
-        let status = self.hermes().args(["status", "--output", "json"]).output().unwrap();
-        let status: Value = serde_json::from_slice(&status.stdout).unwrap();
-        assert_eq!(status["mounts"], Value::Array(Vec::new()));
+        assert_eq!(self.folders(), 0);
+        assert_eq!(self.status()["mounts"], Value::Array(Vec::new()));
         let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
         let runs = self.root().join("run");
         assert!(!mounts.contains(runs.to_str().unwrap()), "{mounts}");
@@ -175,6 +197,59 @@ fn a_signal_ends_the_program_and_everything_is_put_away() {
     kill_process(pid, Signal::INT).unwrap();
     assert_eq!(child.wait().unwrap().code(), Some(128 + 9));
     setup.is_clean();
+}
+
+#[test]
+fn what_a_killed_run_leaves_is_put_away_by_the_next_daemon() {
+    let setup = Setup::new();
+    let (mut living, mut words) = setup.talk();
+    let (mut killed, _) = setup.talk();
+    killed.kill().unwrap();
+    killed.wait().unwrap();
+    assert_eq!(setup.folders(), 2);
+    let daemon = |setup: &Setup| setup.status()["daemon"]["pid"].as_i64();
+    let before = daemon(&setup).unwrap();
+    kill_process(Pid::from_raw(i32::try_from(before).unwrap()).unwrap(), Signal::KILL).unwrap();
+    let begin = Instant::now();
+    while daemon(&setup).is_none_or(|pid| pid == before) || setup.folders() > 1 {
+        assert!(begin.elapsed() < Duration::from_secs(60), "{}", setup.status());
+        std::thread::park_timeout(Duration::from_millis(20));
+    }
+    let status = setup.status();
+    assert_eq!(status["mounts"].as_array().unwrap().len(), 1, "{status}");
+    // The other run goes on, and puts its own things away.
+    assert_eq!(words.next().unwrap().unwrap(), "word");
+    let pid = Pid::from_raw(i32::try_from(living.id()).unwrap()).unwrap();
+    kill_process(pid, Signal::TERM).unwrap();
+    living.wait().unwrap();
+    setup.is_clean();
+}
+
+#[test]
+fn a_user_of_the_image_has_its_groups() {
+    let setup = Setup::new();
+    setup.check("id -G", 0, "0\n");
+    let of_user = |user: &str| {
+        let layout = setup.dir.path().join(user);
+        let tools = pack_directory(&tools(), setup.dir.path().join("t.tar.gz"), &mut |_| {});
+        let files = LayerBuilder::new()
+            .file("etc/passwd", "web:x:33:34:web:/:/bin/sh\n")
+            .file("etc/group", "staff:x:50:web\nwww:x:52:other,web\n")
+            .build();
+        let image = ImageBuilder::new()
+            .packed_layer(&tools.unwrap())
+            .layer(files, Compression::None)
+            .platform(&oci::Platform::host().architecture, "linux")
+            .process("User", user.into());
+        image.build().write_layout(&layout, "app").unwrap();
+        let mut command = setup.hermes();
+        command.args(["run", "--runtime", "chroot"]);
+        let output = command.arg(format!("oci:{}:app", layout.display()));
+        let output = output.args(["--", "/usr/bin/id", "-G"]).output().unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    assert_eq!(of_user("web"), "34 50 52\n");
+    assert_eq!(of_user("33:50"), "50\n");
 }
 
 const DEVICES: &str =

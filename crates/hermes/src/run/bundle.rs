@@ -58,12 +58,12 @@ impl Bundle {
 }
 
 fn config(rootfs: &Path, program: &Program, terminal: bool) -> Value {
-    let Program { arguments, environment, working_dir, uid, gid } = program;
+    let Program { arguments, environment, working_dir, uid, gid, groups } = program;
     json!({
         "ociVersion": "1.0.2",
         "process": {
             "terminal": terminal,
-            "user": { "uid": uid, "gid": gid },
+            "user": { "uid": uid, "gid": gid, "additionalGids": groups },
             "args": arguments,
             "env": environment,
             "cwd": working_dir,

@@ -9,11 +9,13 @@ use std::path::Path;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context, Result, bail};
-use rustix::process::{Signal, set_parent_process_death_signal};
+use rustix::io::Errno;
+use rustix::process::{Gid, Signal, Uid, set_parent_process_death_signal};
+use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
 use sys::mount::{FsContext, MountAttrFlags, MountError, Unmount};
 
 use super::program::Program;
-use super::rootfs::mount_tmpfs;
+use super::rootfs::{in_user_namespace, mount_tmpfs};
 
 /// Becomes the program described in the file `program`, with `rootfs` as its root. Returns only when that
 /// fails.
@@ -31,21 +33,35 @@ pub(crate) fn init(rootfs: &Path, program: &Path) -> Result<ExitCode> {
         tracing::debug!(error = %err, "the container has the machine's name");
     }
     enter(rootfs).with_context(|| format!("entering {}", rootfs.display()))?;
-    let Program { arguments, environment, working_dir, uid, gid } = program;
+    let Program { arguments, environment, working_dir, uid, gid, groups } = program;
     fs::create_dir_all(&working_dir)
         .with_context(|| format!("making {}", working_dir.display()))?;
     let Some((name, arguments)) = arguments.split_first() else { bail!("no program") };
     let mut command = Command::new(name);
     command.args(arguments).env_clear().current_dir(&working_dir);
     command.envs(environment.iter().filter_map(|variable| variable.split_once('=')));
-    if (uid, gid) != (0, 0) {
-        command.uid(uid).gid(gid);
-    }
+    become_user(uid, gid, &groups).context("becoming the image's user")?;
     let err = command.exec();
     // As shells do.
     let code = if err.kind() == io::ErrorKind::NotFound { 127 } else { 126 };
     tracing::error!(program = name, error = %err, "the program cannot be started");
     Ok(ExitCode::from(code))
+}
+
+/// Changes who this thread is, and with it the program that it becomes. (The standard library's way
+/// would drop the groups.)
+fn become_user(uid: u32, gid: u32, groups: &[u32]) -> io::Result<()> {
+    let groups: Vec<Gid> = groups.iter().map(|gid| Gid::from_raw(*gid)).collect();
+    match set_thread_groups(&groups) {
+        // In a user namespace there may be no other groups than one's own.
+        Err(Errno::PERM) if in_user_namespace() => {}
+        set => set?,
+    }
+    if (uid, gid) != (0, 0) {
+        set_thread_gid(Gid::from_raw(gid))?;
+        set_thread_uid(Uid::from_raw(uid))?;
+    }
+    Ok(())
 }
 
 /// Mounts `/proc`, `/sys` and `/dev`.

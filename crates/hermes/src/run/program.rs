@@ -20,6 +20,8 @@ pub(crate) struct Program {
     pub(crate) working_dir: PathBuf,
     pub(crate) uid: u32,
     pub(crate) gid: u32,
+    /// The other groups.
+    pub(crate) groups: Vec<u32>,
 }
 
 /// The configuration of a mounted image, which the daemon of `root` has written down.
@@ -37,7 +39,7 @@ pub(crate) fn config_of(root: &Path, manifest: &Digest) -> Result<ImageConfig> {
 
 impl Program {
     /// What `config` says, with `command` instead of the image's own where it is not empty. Users are
-    /// looked up in the image's own files below `rootfs`; groups of theirs beside the first are not given.
+    /// looked up in the image's own files below `rootfs`.
     pub(crate) fn of(config: &ImageConfig, command: &[String], rootfs: &Path) -> Result<Self> {
         let ProcessConfig { user, env, entrypoint, cmd, working_dir } = &config.config;
         let arguments = if command.is_empty() {
@@ -58,7 +60,8 @@ impl Program {
         default("PATH", DEFAULT_PATH);
         default("HOME", &user.home);
         let working_dir = PathBuf::from("/").join(working_dir);
-        Ok(Self { arguments, environment, working_dir, uid: user.uid, gid: user.gid })
+        let User { uid, gid, groups, home: _ } = user;
+        Ok(Self { arguments, environment, working_dir, uid, gid, groups })
     }
 }
 
@@ -66,10 +69,12 @@ impl Program {
 struct User {
     uid: u32,
     gid: u32,
+    groups: Vec<u32>,
     home: String,
 }
 
-/// `text` is a user's name or number, and after a colon a group's.
+/// `text` is a user's name or number, and after a colon a group's. As in other engines, whoever names a group
+/// gets no other ones.
 fn find_user(text: &str, passwd: &str, group: &str) -> Result<User> {
     let (name, group_name) = match text.split_once(':') {
         Some((name, group_name)) => (name, Some(group_name)),
@@ -81,18 +86,21 @@ fn find_user(text: &str, passwd: &str, group: &str) -> Result<User> {
         let [login, _, uid, gid, _, home, ..] = fields.as_slice() else { return None };
         let found = *login == name || *uid == name;
         found.then(|| {
-            Some(User { uid: uid.parse().ok()?, gid: gid.parse().ok()?, home: (*home).to_owned() })
+            let (groups, home) = (groups_of(login, group), (*home).to_owned());
+            Some(User { uid: uid.parse().ok()?, gid: gid.parse().ok()?, groups, home })
         })?
     });
+    let unknown = |uid, home: &str| User { uid, gid: 0, groups: Vec::new(), home: home.to_owned() };
     let mut user = match (known, name.parse()) {
         (Some(user), _) => user,
-        (None, Ok(0)) => User { uid: 0, gid: 0, home: "/root".to_owned() },
-        (None, Ok(uid)) => User { uid, gid: 0, home: "/".to_owned() },
+        (None, Ok(0)) => unknown(0, "/root"),
+        (None, Ok(uid)) => unknown(uid, "/"),
         (None, Err(_)) => bail!(
             "the image's configuration names the user {name}, which its /etc/passwd does not have"
         ),
     };
     if let Some(wanted) = group_name {
+        user.groups.clear();
         let known = group.lines().find_map(|line| {
             let mut fields = line.split(':');
             let (name, gid) = (fields.next()?, fields.nth(1)?);
@@ -106,6 +114,16 @@ fn find_user(text: &str, passwd: &str, group: &str) -> Result<User> {
         };
     }
     Ok(user)
+}
+
+/// The groups whose members `login` is among.
+fn groups_of(login: &str, group: &str) -> Vec<u32> {
+    let groups = group.lines().filter_map(|line| {
+        let fields: Vec<&str> = line.split(':').collect();
+        let [_, _, gid, members] = fields.as_slice() else { return None };
+        if members.split(',').any(|member| member == login) { gid.parse().ok() } else { None }
+    });
+    groups.take(MOST_GROUPS).collect()
 }
 
 /// A small file of the image, or nothing. Links lead to the image's own files, not to the machine's.
@@ -129,6 +147,8 @@ fn read_in(rootfs: &Path, path: &str) -> String {
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const MOST_BYTES: u64 = 1 << 20;
+/// `NGROUPS_MAX`.
+const MOST_GROUPS: usize = 65_536;
 
 #[cfg(test)]
 mod tests {
@@ -136,23 +156,24 @@ mod tests {
 
     const PASSWD: &str =
         "root:x:0:0:root:/root:/bin/sh\nbad line\nweb:x:33:34:www:/var/www:/bin/sh\n";
-    const GROUP: &str = "root:x:0:\nstaff:x:50:web\n";
+    const GROUP: &str = "root:x:0:\nstaff:x:50:other,web\nbad:x:51\nwww:x:52:web\nno:x:y:web\n";
 
     #[track_caller]
-    fn check(text: &str, uid: u32, gid: u32, home: &str) {
+    fn check(text: &str, uid: u32, gid: u32, groups: &[u32], home: &str) {
         let found = find_user(text, PASSWD, GROUP).unwrap();
-        assert_eq!(found, User { uid, gid, home: home.to_owned() }, "{text}");
+        let (groups, home) = (groups.to_vec(), home.to_owned());
+        assert_eq!(found, User { uid, gid, groups, home }, "{text}");
     }
 
     #[test]
     fn users_are_found_by_name_and_number() {
-        check("", 0, 0, "/root");
-        check("web", 33, 34, "/var/www");
-        check("33", 33, 34, "/var/www");
-        check("web:staff", 33, 50, "/var/www");
-        check("1000", 1000, 0, "/");
-        check("1000:1001", 1000, 1001, "/");
-        check(":staff", 0, 50, "/root");
+        check("", 0, 0, &[], "/root");
+        check("web", 33, 34, &[50, 52], "/var/www");
+        check("33", 33, 34, &[50, 52], "/var/www");
+        check("web:staff", 33, 50, &[], "/var/www");
+        check("1000", 1000, 0, &[], "/");
+        check("1000:1001", 1000, 1001, &[], "/");
+        check(":staff", 0, 50, &[], "/root");
         for text in ["nobody", "web:nogroup", "-1"] {
             assert!(find_user(text, PASSWD, GROUP).is_err(), "{text}");
         }
