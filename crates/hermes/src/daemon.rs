@@ -172,7 +172,9 @@ impl Daemon {
                 Ok((MountState::Gone, _)) => {}
                 Ok((state, image)) => {
                     tracing::info!(dir = %dir.display(), ?state, "mount taken over");
-                    self.complete(&image);
+                    if image.record.tuning.complete {
+                        complete(&image);
+                    }
                 }
                 Err(err) => {
                     let error = crate::failure::in_full(&err);
@@ -308,9 +310,13 @@ impl Daemon {
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
         // The image itself is in use and stays; what must go is what nobody uses.
         self.make_room(loaded.bytes_total().saturating_sub(loaded.bytes_present()))?;
-        self.start(&loaded, &request.command);
+        if request.tuning.complete {
+            loaded.record.keep_completing(&self.root).context("writing down the image")?;
+        }
+        start(&loaded, request);
+        let warnings = warning.into_iter().chain(loaded.other_deadline(request.tuning)).collect();
         let mounted = mounts::Mounted { record, state: MountState::Served };
-        Ok(MountReport { warning, ..report::of_mount(&mounted, Some(&loaded)) })
+        Ok(MountReport { warnings, ..report::of_mount(&mounted, Some(&loaded)) })
     }
 
     /// Loads an image. Layers without an index are received first.
@@ -355,35 +361,6 @@ impl Daemon {
             let (count, all) = (without.len(), image.layers.len());
             reason.push_str(&format!("; {count} of {all} layers were read whole before the mount"));
             self.receive(origin, without, progress).await?;
-        }
-    }
-
-    /// Starts what is done for a new mount: what its program needs first, then the rest.
-    fn start(&self, image: &Arc<LoadedImage>, command: &[String]) {
-        let config = &image.record.config.config;
-        let arguments = match command {
-            // Only what is read is to be fetched.
-            [] if !image.record.tuning.complete => Vec::new(),
-            [] => [config.entrypoint.as_slice(), &config.cmd].concat(),
-            command => command.to_vec(),
-        };
-        let (environment, working_dir) = (config.env.clone(), config.working_dir.clone());
-        let command = program_files::Command { arguments, environment, working_dir };
-        let of_program = Arc::clone(image);
-        tokio::task::spawn_blocking(move || program_files::prefetch(&of_program, &command));
-        self.complete(image);
-    }
-
-    /// Starts what is done without anybody asking: small layers whole, then everything.
-    fn complete(&self, image: &LoadedImage) {
-        if !image.record.tuning.complete {
-            return;
-        }
-        for layer in &image.layers {
-            layer.mounted();
-        }
-        for layer in &image.layers {
-            layer.complete();
         }
     }
 
@@ -446,6 +423,34 @@ impl Daemon {
     /// Whether the keeper is needed when this daemon has gone.
     fn is_needed(&self) -> bool {
         self.front_ends.is_needed()
+    }
+}
+
+/// Starts what is done for a new mount: what its program needs first, then the rest.
+fn start(image: &Arc<LoadedImage>, request: &MountRequest) {
+    let config = &image.record.config.config;
+    let arguments = match request.command.as_slice() {
+        // Only what is read is to be fetched.
+        [] if !request.tuning.complete => Vec::new(),
+        [] => [config.entrypoint.as_slice(), &config.cmd].concat(),
+        command => command.to_vec(),
+    };
+    let (environment, working_dir) = (config.env.clone(), config.working_dir.clone());
+    let command = program_files::Command { arguments, environment, working_dir };
+    let of_program = Arc::clone(image);
+    tokio::task::spawn_blocking(move || program_files::prefetch(&of_program, &command));
+    if request.tuning.complete {
+        complete(image);
+    }
+}
+
+/// Starts what is done without anybody asking: small layers whole, then everything.
+fn complete(image: &LoadedImage) {
+    for layer in &image.layers {
+        layer.mounted();
+    }
+    for layer in &image.layers {
+        layer.complete();
     }
 }
 

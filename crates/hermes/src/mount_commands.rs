@@ -34,9 +34,7 @@ pub(crate) fn mount(
         command: Vec::new(),
     });
     let mounted: MountReport = client::ask_or_start(common, &output, &arguments.daemon, &request)?;
-    if let Some(warning) = &mounted.warning {
-        output.warning(warning);
-    }
+    output.warnings(&mounted.warnings);
     output.result(&mounted, |mounted| {
         format!("{} on {} through {}", mounted.image, mounted.dir.display(), mounted.backend)
     })

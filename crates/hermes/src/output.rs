@@ -62,10 +62,12 @@ impl Output {
         Progress(bar)
     }
 
-    /// Says something on standard error that must not be missed, whoever reads it.
-    pub(crate) fn warning(self, text: &str) {
-        // Without standard error there is nobody to warn.
-        writeln!(io::stderr(), "hermes: warning: {text}").ok();
+    /// Says on standard error what must not be missed, whoever reads it.
+    pub(crate) fn warnings(self, warnings: &[String]) {
+        for warning in warnings {
+            // Without standard error there is nobody to warn.
+            writeln!(io::stderr(), "hermes: warning: {warning}").ok();
+        }
     }
 
     /// Says something to a person who watches; nothing in a pipe.

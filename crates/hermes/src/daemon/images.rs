@@ -75,6 +75,15 @@ impl ImageRecord {
         file.sync_all()?;
         fs::rename(tmp, path)
     }
+
+    /// Writes down that the daemons to come fetch all of the image, unless that is written already.
+    pub(super) fn keep_completing(&self, root: &Path) -> io::Result<()> {
+        if self.tuning.complete {
+            return Ok(());
+        }
+        let tuning = MountTuning { complete: true, ..self.tuning };
+        Self { tuning, ..self.clone() }.save(root)
+    }
 }
 
 impl LoadedImage {
@@ -86,6 +95,19 @@ impl LoadedImage {
             layers: self.layers.clone(),
             metadata: folder(root, &manifest).join("metadata.erofs"),
         }
+    }
+
+    /// What to say to whoever mounts it with another deadline than it is served with: a deadline belongs
+    /// to the layers, which all mounts share.
+    pub(super) fn other_deadline(&self, wanted: MountTuning) -> Option<String> {
+        let deadline = self.record.tuning.deadline;
+        (deadline != wanted.deadline).then(|| {
+            format!(
+                "reads of this image fail after {} s, as its first mount wanted, not after {} s",
+                deadline.as_secs(),
+                wanted.deadline.as_secs()
+            )
+        })
     }
 
     pub(super) fn bytes_total(&self) -> u64 {

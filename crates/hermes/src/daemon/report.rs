@@ -54,8 +54,8 @@ pub(crate) struct MountReport {
     /// What they wait for.
     pub(crate) waiting_files: Vec<String>,
     /// What whoever asked for the mount should know.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) warning: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub(crate) warnings: Vec<String>,
 }
 
 /// Why an image is lazy or not.
@@ -116,7 +116,7 @@ pub(super) fn of_mount(mounted: &Mounted, image: Option<&LoadedImage>) -> MountR
         waiting_reads: waiting.iter().map(|(count, _)| *count as u64).sum(),
         waiting_seconds: longest.map_or(0.0, |since| since.elapsed().as_secs_f64()),
         waiting_files: image.map_or_else(Vec::new, waiting_files),
-        warning: None,
+        warnings: Vec::new(),
     }
 }
 

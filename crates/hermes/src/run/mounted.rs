@@ -30,9 +30,7 @@ impl MountedImage {
     ) -> Result<Self> {
         let (tuning, request) = (DaemonTuning::default(), Request::Mount(request));
         let report: MountReport = client::ask_or_start(common, &output, &tuning, &request)?;
-        if let Some(warning) = &report.warning {
-            output.warning(warning);
-        }
+        output.warnings(&report.warnings);
         Ok(Self { common: common.clone(), output, report })
     }
 

@@ -284,6 +284,30 @@ fn a_read_fails_only_after_its_deadline() {
 }
 
 #[test]
+fn a_second_mount_may_complete_an_image_and_is_told_of_another_deadline() {
+    let setup = Setup::new();
+    let (name, contents) = image(&setup, "tuned", 4, 1 << 20);
+    setup.index(&name);
+    let lazy = ["--completion", "never", "--deadline", "7s"];
+    let dir = setup.mount(&name, "first", &lazy);
+    setup.registry.set_link(Link::mbit_per_s(10, Duration::from_millis(2)));
+    let output = setup.run(&["mount", &name, setup.path("second").to_str().unwrap()]);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        output.status.success() && said.contains("warning: reads of this image fail after 7 s"),
+        "{said}"
+    );
+    // The wish is for the next daemon, too.
+    setup.kill_daemon();
+    setup.registry.set_link(Link::default());
+    setup.until_sealed();
+    check(&dir, &contents);
+    let same =
+        setup.run(&[&["mount", &name, setup.path("third").to_str().unwrap()], &lazy[..]].concat());
+    assert!(same.status.success() && !String::from_utf8_lossy(&same.stderr).contains("warning"));
+}
+
+#[test]
 fn what_cannot_be_mounted_is_refused_in_a_sentence() {
     let setup = Setup::new();
     let (name, _) = image(&setup, "refused", 1, 1000);
