@@ -5,13 +5,13 @@ use std::io::{self, Read};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream;
-use oci::soci::{self, SociIndex, Version, ZtocEntry};
-use oci::span_index::{self, SpanIndex, SpanIndexEntry};
+use oci::soci::{self, SociIndex, Version};
+use oci::span_index::{self, SpanIndex};
 use oci::{Descriptor, Digest, LayerCompression, Manifest};
 
 use crate::index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex};
 use crate::local::MAX_DOCUMENT;
-use crate::origin::{Image, ImageLayer, Origin, OriginError};
+use crate::origin::{Origin, OriginError};
 
 /// What there is for each layer of an image, in the order of its layers.
 #[derive(Debug)]
@@ -22,8 +22,8 @@ pub struct FoundIndexes {
     pub reason: String,
 }
 
-/// Finds an index for each layer of the image with this manifest: in the store, then by the manifest's annotation, then among the
-/// referrers. What is found remotely is stored.
+/// Finds an index for each layer of the image with this manifest: in the store, then by the manifest's
+/// annotation, then among the referrers. What is found remotely is stored.
 ///
 /// An image without an index, or with one that cannot be had or used, is no error: the reason says
 /// what was met.
@@ -264,103 +264,6 @@ fn decompress(frame: &[u8], most: u64) -> io::Result<Bytes> {
     Ok(bytes.into())
 }
 
-/// An index cannot be pushed.
-#[derive(Debug, thiserror::Error)]
-pub enum PushIndexError {
-    /// No layer has an index.
-    #[error("no layer of {0} has an index on this machine; run `hermes index build` first")]
-    Nothing(String),
-    /// The store.
-    #[error(transparent)]
-    Store(#[from] StoreIndexError),
-    /// There is no memory.
-    #[error("compressing the index")]
-    Compress(#[source] io::Error),
-    /// The image's place refused it.
-    #[error("pushing the index")]
-    Push(#[from] OriginError),
-}
-
-/// What was pushed of an image's indexes.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct PushedIndexes {
-    /// The SOCI index of the layers that can be entered anywhere.
-    pub soci: Option<Descriptor>,
-    /// Hermes' own, of all layers.
-    pub own: Descriptor,
-}
-
-/// Pushes the indexes that this machine has for `image` to where the image lies: as a SOCI v1 index that
-/// refers to it, and as Hermes' own beside that, which SOCI's tools pass over.
-///
-/// # Errors
-/// [`PushIndexError`].
-pub async fn push_indexes(
-    origin: &Origin,
-    image: &Image,
-    store: &IndexStore,
-) -> Result<PushedIndexes, PushIndexError> {
-    let (mut entries, mut own) = (Vec::new(), Vec::new());
-    for layer in &image.layers {
-        let Some(stored) = store.load(&layer.digest)? else { continue };
-        own.push(push_own(origin, layer, &stored, store).await?);
-        if !stored.streamed {
-            entries.push(push_soci(origin, layer, store).await?);
-        }
-    }
-    if own.is_empty() {
-        return Err(PushIndexError::Nothing(image.name.clone()));
-    }
-    origin.push_blob(&Digest::of(soci::CONFIG_BYTES), soci::CONFIG_BYTES.into()).await?;
-    let own = SpanIndex::new(&image.descriptor, own);
-    origin.push_manifest(&own.descriptor(), own.to_bytes().into()).await?;
-    let own = own.descriptor();
-    if entries.is_empty() {
-        return Ok(PushedIndexes { soci: None, own });
-    }
-    let index = SociIndex::v1(&image.descriptor, entries);
-    let descriptor = index.descriptor();
-    origin.push_manifest(&descriptor, index.to_bytes().into()).await?;
-    Ok(PushedIndexes { soci: Some(descriptor), own })
-}
-
-async fn push_own(
-    origin: &Origin,
-    layer: &ImageLayer,
-    stored: &StoredIndex,
-    store: &IndexStore,
-) -> Result<SpanIndexEntry, PushIndexError> {
-    let blob = store.blob(&layer.digest)?;
-    let frame = zstd::encode_all(blob.as_slice(), LEVEL).map_err(PushIndexError::Compress)?;
-    let entry = SpanIndexEntry {
-        layer: layer.digest,
-        digest: Digest::of(&frame),
-        size: frame.len() as u64,
-        plain_size: blob.len() as u64,
-        streamed: stored.streamed,
-    };
-    origin.push_blob(&entry.digest, frame.into()).await?;
-    Ok(entry)
-}
-
-async fn push_soci(
-    origin: &Origin,
-    layer: &ImageLayer,
-    store: &IndexStore,
-) -> Result<ZtocEntry, PushIndexError> {
-    let (blob, span_size) = store.soci_blob(&layer.digest)?;
-    let entry = ZtocEntry {
-        digest: Digest::of(&blob),
-        size: blob.len() as u64,
-        layer_digest: layer.digest,
-        layer_media_type: layer.media_type.clone(),
-        span_size,
-        disable_xattrs: false,
-    };
-    origin.push_blob(&entry.digest, blob.into()).await?;
-    Ok(entry)
-}
-
 /// An error and all its causes, in one line.
 fn in_full(err: &dyn std::error::Error) -> String {
     let mut text = err.to_string();
@@ -380,8 +283,5 @@ const MAX_ZTOC: u64 = 2 << 30;
 
 /// What a compressed zTOC may come to beside the size of its layer, however small that is.
 const LEAST_MAX_ZTOC: u64 = 64 << 20;
-
-/// How hard zTOCs are compressed: they are built once and fetched by every node.
-const LEVEL: i32 = 9;
 
 const ZTOCS_AT_A_TIME: usize = 8;

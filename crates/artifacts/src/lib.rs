@@ -5,9 +5,11 @@ mod indexes;
 mod local;
 mod name;
 mod origin;
+mod push;
 
 pub use index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex};
-pub use indexes::{FoundIndexes, PushIndexError, PushedIndexes, find_indexes, push_indexes};
+pub use indexes::{FoundIndexes, find_indexes};
 pub use local::LocalError;
 pub use name::{ImageName, ParseImageNameError};
-pub use origin::{BlobStream, FoundManifest, Image, ImageLayer, Origin, OriginError};
+pub use origin::{BlobStream, FoundAs, FoundManifest, Image, ImageLayer, Origin, OriginError};
+pub use push::{ConvertedImage, PushIndexError, PushedIndexes, push_converted, push_indexes};

@@ -166,6 +166,17 @@ impl Local {
         self.write(Path::new("index.json"), &index.to_bytes())
     }
 
+    /// Makes `tag` the name of `entry`, and of no other one.
+    pub(crate) fn tag(&self, tag: &str, mut entry: Descriptor) -> Result<(), LocalError> {
+        let mut index = self.index()?;
+        let named =
+            |old: &Descriptor| old.annotations.get(REF_NAME).is_some_and(|name| name == tag);
+        index.manifests.retain(|old| !named(old));
+        entry.annotations.insert(REF_NAME.to_owned(), tag.to_owned());
+        index.manifests.push(entry);
+        self.write(Path::new("index.json"), &index.to_bytes())
+    }
+
     fn write(&self, name: &Path, bytes: &[u8]) -> Result<(), LocalError> {
         let failed = |source| LocalError::Io {
             layout: self.path().to_owned(),

@@ -166,6 +166,17 @@ impl Image {
     }
 }
 
+/// How a manifest is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum FoundAs<'a> {
+    /// By its digest, which another manifest names.
+    Part,
+    /// By the manifest that it refers to.
+    Referrer,
+    /// By a tag, which meant something else before, or nothing.
+    Tag(&'a str),
+}
+
 /// The bytes of a range of a blob, in order.
 #[derive(Debug)]
 pub enum BlobStream {
@@ -294,7 +305,7 @@ impl Origin {
     }
 
     /// The manifest or index that the name stands for.
-    async fn root(&self) -> Result<(Descriptor, Bytes), OriginError> {
+    pub(crate) async fn root(&self) -> Result<(Descriptor, Bytes), OriginError> {
         match (&self.place, &self.name) {
             (Place::Registry(repository), ImageName::Registry(reference)) => {
                 let answer = repository.manifest(&reference.target()).await;
@@ -427,24 +438,32 @@ impl Origin {
         }
     }
 
-    /// Stores a manifest beside the image, by its digest.
+    /// Stores a manifest beside the image, to be found as the name says.
     ///
     /// # Errors
     /// When the place refuses it.
     pub async fn push_manifest(
         &self,
+        found: FoundAs<'_>,
         descriptor: &Descriptor,
         bytes: Bytes,
     ) -> Result<(), OriginError> {
         match &self.place {
             Place::Registry(repository) => {
-                let target = descriptor.digest.to_string();
+                let target = match found {
+                    FoundAs::Part | FoundAs::Referrer => descriptor.digest.to_string(),
+                    FoundAs::Tag(tag) => tag.to_owned(),
+                };
                 let pushed = repository.push_manifest(&target, &descriptor.media_type, bytes).await;
                 pushed.map(|_descriptor| ()).map_err(|source| self.registry_error(source))
             }
             Place::Local(local) => {
                 let put = local.put_blob(&descriptor.digest, &bytes);
-                let put = put.and_then(|()| local.put_index_entry(descriptor.clone()));
+                let put = put.and_then(|()| match found {
+                    FoundAs::Part => Ok(()),
+                    FoundAs::Referrer => local.put_index_entry(descriptor.clone()),
+                    FoundAs::Tag(tag) => local.tag(tag, descriptor.clone()),
+                });
                 put.map_err(|source| self.local_error(source))
             }
         }
@@ -466,7 +485,7 @@ impl Origin {
         }
     }
 
-    fn not_an_image(&self, why: &dyn std::fmt::Display) -> OriginError {
+    pub(crate) fn not_an_image(&self, why: &dyn std::fmt::Display) -> OriginError {
         OriginError::NotAnImage { image: self.name.to_string(), why: why.to_string() }
     }
 }

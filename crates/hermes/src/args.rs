@@ -187,11 +187,8 @@ pub(crate) struct UmountArguments {
 pub(crate) enum IndexCommand {
     /// Build the index of each layer, in one streaming pass
     Build(BuildArguments),
-    /// Push the indexes of an image to where the image lies, as a SOCI v1 index
-    Push {
-        /// The image
-        image: String,
-    },
+    /// Push the indexes of an image to where the image lies
+    Push(PushArguments),
     /// Show what the indexes of an image contain
     Show {
         /// The image
@@ -217,6 +214,19 @@ pub(crate) enum IndexCommand {
         #[arg(required = true)]
         what: Vec<String>,
     },
+}
+
+/// Arguments of `hermes index push`.
+#[derive(Debug, Args)]
+pub(crate) struct PushArguments {
+    /// The image
+    pub(crate) image: String,
+    /// SOCI's version of the index: 1 refers to the image, 2 is named by a copy of the image's manifest
+    #[arg(long, value_parser = clap::value_parser!(u8).range(1..=2), default_value_t = 1)]
+    pub(crate) version: u8,
+    /// New tag for the copy, with --version 2
+    #[arg(long, required_if_eq("version", "2"))]
+    pub(crate) tag: Option<String>,
 }
 
 /// Arguments of `hermes index build`.

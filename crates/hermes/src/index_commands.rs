@@ -3,13 +3,14 @@
 
 mod build;
 mod get_file;
+mod push;
 mod show;
 mod span_bytes;
 mod verify;
 
 use anyhow::{Context, Result};
-use artifacts::{Image, ImageName, IndexStore, Origin, PushIndexError, PushedIndexes, StoredIndex};
-use oci::{Descriptor, Digest};
+use artifacts::{Image, ImageName, IndexStore, Origin, StoredIndex};
+use oci::Digest;
 use serde::Serialize;
 use ztoc::EntryKind;
 
@@ -22,7 +23,7 @@ pub(crate) fn run(common: &GlobalArguments, output: Output, command: &IndexComma
     let session = Session { common, output };
     match command {
         IndexCommand::Build(arguments) => wait_for(build::build(&session, arguments)),
-        IndexCommand::Push { image } => wait_for(push(&session, image)),
+        IndexCommand::Push(arguments) => wait_for(push::push(&session, arguments)),
         IndexCommand::Show { image } => wait_for(show::show(&session, image)),
         IndexCommand::GetFile { image, path } => {
             wait_for(get_file::get_file(&session, image, path))
@@ -121,31 +122,6 @@ fn corrupt(message: String) -> anyhow::Error {
 fn no_index(image: &Image, reason: &str) -> anyhow::Error {
     let name = &image.name;
     not_found(format!("{name} has no index: {reason}; `hermes index build {name}` makes one"))
-}
-
-#[derive(Serialize)]
-struct PushReport {
-    image: String,
-    manifest: Digest,
-    /// The SOCI index; nothing if all layers are zstd.
-    index: Option<Descriptor>,
-    /// Hermes' own, of all layers.
-    own: Descriptor,
-}
-
-async fn push(session: &Session<'_>, name: &str) -> Result<()> {
-    let (origin, image) = session.image(name).await?;
-    let PushedIndexes { soci: index, own } =
-        match artifacts::push_indexes(&origin, &image, &session.indexes()?).await {
-            Err(err @ PushIndexError::Nothing(_)) => return Err(not_found(err.to_string())),
-            other => other?,
-        };
-    let manifest = image.descriptor.digest;
-    let report = PushReport { image: image.name, manifest, index, own };
-    session.output.result(&report, |report| {
-        let pushed = report.index.iter().chain([&report.own]);
-        pushed.map(|pushed| pushed.digest.to_string()).collect::<Vec<_>>().join("\n")
-    })
 }
 
 #[derive(Serialize)]

@@ -299,6 +299,49 @@ fn a_pushed_index_serves_other_machines() {
 }
 
 #[test]
+fn a_copy_of_an_image_names_its_index() {
+    let setup = Setup::new(GZIP);
+    failed(&setup.index(&["push", "--version", "2", setup.name()]), 2, &["--tag"]);
+    let push = ["push", "--version", "2", "--tag"];
+    let convert = |tag: &str, name: &str| setup.index(&[&push[..], &[tag, name]].concat());
+    failed(&convert("soci", setup.name()), 3, &["hermes index build"]);
+    setup.build(&[]);
+    failed(&convert("1", setup.name()), 1, &["not changed"]);
+    failed(&convert("no tag", setup.name()), 1, &["no tag"]);
+    let pushed = done(&convert("soci", setup.name()));
+    assert_eq!(pushed["index"]["artifactType"], "application/vnd.amazon.soci.index.v2+json");
+    let copy = pushed["copy"]["image"].as_str().unwrap();
+    assert_eq!(copy, setup.name().replace(":1", ":soci"));
+    let shown = done(&setup.index_at("other", &["show", copy]));
+    assert_eq!(shown["layers"][0]["index"]["origin"], "hermes");
+    assert_ne!(shown["manifest"], pushed["manifest"]);
+    // The image is as it was, and a copy can be copied again.
+    let original = done(&setup.index_at("third", &["build", setup.name()]));
+    assert_eq!(original["manifest"], pushed["manifest"]);
+    let again = done(&convert("again", copy));
+    assert_eq!(again["copy"]["digest"], pushed["copy"]["digest"]);
+}
+
+#[test]
+fn a_layout_can_hold_a_copy_that_names_its_index() {
+    let setup = Setup::new(GZIP);
+    let layout = setup.root.path().join("layout");
+    let image = ImageBuilder::new().layer(base(), GZIP).build();
+    image.write_layout(&layout, "app").unwrap();
+    let name = |tag: &str| format!("oci:{}:{tag}", layout.display());
+    setup.json(&["build", &name("app")]);
+    for _again in 0..2 {
+        setup.json(&["push", "--version", "2", "--tag", "soci", &name("app")]);
+    }
+    let shown = done(&setup.index_at("other", &["show", &name("soci")]));
+    assert_eq!(shown["layers"][0]["index"]["origin"], "hermes");
+    let root: Value =
+        serde_json::from_slice(&std::fs::read(layout.join("index.json")).unwrap()).unwrap();
+    assert_eq!(root["manifests"].as_array().unwrap().len(), 2, "{root}");
+    failed(&setup.index(&["push", "--version", "2", "--tag", "app", &name("app")]), 1, &[]);
+}
+
+#[test]
 fn right_indexes_are_verified_whole_or_with_sparse_windows() {
     let setup = Setup::new(GZIP);
     for (more, identical) in [(&[][..], true), (&["--sparse-windows"], false)] {

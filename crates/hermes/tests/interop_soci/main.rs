@@ -5,7 +5,6 @@
 #![expect(clippy::unwrap_used, reason = "shared parts of tests, which fail by panicking")]
 
 mod image;
-mod version_2;
 
 use std::fs;
 
@@ -203,10 +202,11 @@ fn soci_0_15_mounts_lazily_an_image_converted_with_indexes_of_hermes() {
     // Reduced windows are all that decoding needs, there too.
     let args = ["build", "--sparse-windows", "--min-layer-size", "10m", &original];
     assert_eq!(indexed(&hermes(&node, "/var/lib/built", &args)).len(), N_LARGE_LAYERS);
-    version_2::convert_and_push(&node, "/var/lib/built");
+    let convert = ["push", "--version", "2", "--tag", "v2", &original];
+    hermes(&node, "/var/lib/built", &convert);
     let image = "127.0.0.1:5000/app:v2";
     let shown = hermes(&node, "/var/lib/found", &["show", image]);
     assert_eq!(indexed(&shown).len(), N_LARGE_LAYERS, "{shown}");
-    assert!(indexed(&shown).iter().all(|(_, index)| index["origin"] == "annotation"), "{shown}");
+    assert!(indexed(&shown).iter().all(|(_, index)| index["origin"] == "hermes"), "{shown}");
     soci15_runs_lazily(&node, image, "");
 }
