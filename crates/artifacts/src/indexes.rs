@@ -3,6 +3,7 @@
 use std::io::{self, Read};
 
 use bytes::Bytes;
+use causes::in_full;
 use futures_util::StreamExt;
 use futures_util::stream;
 use oci::soci::{self, SociIndex, Version};
@@ -262,18 +263,6 @@ fn decompress(frame: &[u8], most: u64) -> io::Result<Bytes> {
         return Err(io::Error::other(format!("it decompresses to more than {most} bytes")));
     }
     Ok(bytes.into())
-}
-
-/// An error and all its causes, in one line.
-fn in_full(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        text.push_str(": ");
-        text.push_str(&err.to_string());
-        cause = err.source();
-    }
-    text
 }
 
 const _: () = assert!(MAX_DOCUMENT < MAX_ZTOC);

@@ -94,16 +94,4 @@ impl SpanFault {
             | Self::Cache(_) => None,
         }
     }
-
-    /// The whole chain in one line.
-    pub(crate) fn in_full(&self) -> String {
-        let mut text = self.to_string();
-        let mut cause = std::error::Error::source(self);
-        while let Some(err) = cause {
-            text.push_str(": ");
-            text.push_str(&err.to_string());
-            cause = err.source();
-        }
-        text
-    }
 }

@@ -395,7 +395,7 @@ impl Layer {
         let trouble = state.trouble.entry(span.0).or_default();
         trouble.attempts += 1;
         trouble.wrong_bytes += u32::from(fault.is_wrong_bytes());
-        trouble.last = fault.in_full();
+        trouble.last = causes::in_full(fault);
         let pause = fault.retry_after().unwrap_or_else(|| backoff(trouble.attempts));
         let (attempts, hopeless) = (trouble.attempts, trouble.wrong_bytes >= WRONG_BYTES_LIMIT);
         let last = trouble.last.clone();

@@ -75,13 +75,5 @@ pub(crate) fn exit_of(err: &anyhow::Error) -> Exit {
 
 /// The whole chain in one line, without saying anything twice.
 pub(crate) fn in_full(err: &anyhow::Error) -> String {
-    let mut text = err.to_string();
-    for cause in err.chain().skip(1) {
-        let cause = cause.to_string();
-        if !text.ends_with(&cause) {
-            text.push_str(": ");
-            text.push_str(&cause);
-        }
-    }
-    text
+    causes::in_full(err.as_ref())
 }

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
+use causes::in_full;
 use fill::Layer;
 use fuse::{Access, Connection, MountOptions, Negotiated, Session, SessionOptions, TreeFs};
 use oci::Digest;
@@ -741,17 +742,6 @@ pub(crate) fn fuse_options(fsname: &str, access: Access) -> MountOptions {
 pub(crate) fn raise_read_ahead(dir: &Path) {
     let raised = fuse::bdi_of(dir).map(|bdi| bdi.set_read_ahead_kb(READ_AHEAD_KIB));
     tracing::debug!(dir = %dir.display(), ?raised, "read-ahead of a FUSE mount");
-}
-
-pub(crate) fn in_full(err: &dyn std::error::Error) -> String {
-    let mut text = err.to_string();
-    let mut cause = err.source();
-    while let Some(err) = cause {
-        text.push_str(": ");
-        text.push_str(&err.to_string());
-        cause = err.source();
-    }
-    text
 }
 
 const CONDEMNED: &str = "condemned/";

@@ -9,6 +9,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use causes::in_full;
 use fuse::{BytesThen, Connection, Session, SessionOptions, TreeFs};
 use rustix::event::{PollFd, PollFlags, poll};
 use sys::fanotify::Group;
@@ -19,7 +20,7 @@ use tree::Tree;
 use ztoc::{EntryKind, TocEntry};
 
 use crate::error::BackendError;
-use crate::front_ends::{fuse_options, in_full};
+use crate::front_ends::fuse_options;
 use crate::record::Backend;
 use crate::served;
 

@@ -9,6 +9,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
 
+use causes::in_full;
 use fill::{Gate, Layer};
 use fuse::{
     BytesThen, Connection, Errno, Ino, LayerFile, LayersFs, Negotiated, Session, SessionOptions,
@@ -19,7 +20,7 @@ use sys::fanotify::FileId;
 use sys::loop_device::{Access, Caching, LoopDevice, LoopOptions, OnLastClose};
 
 use crate::error::BackendError;
-use crate::front_ends::{fuse_options, in_full, raise_read_ahead};
+use crate::front_ends::{fuse_options, raise_read_ahead};
 use crate::holding::Holding;
 
 /// The served folder and the loop devices over its files.

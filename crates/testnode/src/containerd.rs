@@ -86,3 +86,30 @@ impl Containerd {
         self.version
     }
 }
+
+/// The configuration of a containerd of 1.6 to 2.4 that knows the proxy snapshotter `name` on `socket`.
+#[must_use]
+pub fn proxy_config(name: &str, socket: &str) -> String {
+    format!(
+        "version = 2\n[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{socket}\"\n\
+         [proxy_plugins.{name}.exports]\nroot = \"/var/lib/soci-snapshotter-grpc\"\n"
+    )
+}
+
+/// The configuration of a containerd of 2.1 or later whose own pulls tell the snapshotter about layers, so that it can be
+/// lazy: `ctr` pulls that way.
+#[must_use]
+pub fn lazy_pull_config(name: &str, socket: &str) -> String {
+    let unpack = |snapshotter: &str| {
+        format!(
+            "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
+             platform = \"linux\"\nsnapshotter = \"{snapshotter}\"\n"
+        )
+    };
+    format!(
+        "{}enable_remote_snapshot_annotations = \"true\"\n{}{}",
+        proxy_config(name, socket).replace("version = 2", "version = 3"),
+        unpack("overlayfs"),
+        unpack(name),
+    )
+}

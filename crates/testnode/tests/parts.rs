@@ -2,38 +2,10 @@
 
 #![expect(clippy::unwrap_used, reason = "shared parts of tests, which fail by panicking")]
 
-use testnode::{ContainerdVersion, Node, Registry, SOCI_SOCKET, SOCI15_SOCKET, busybox_image};
-
-/// A containerd of 1.6 to 2.4 that knows the proxy snapshotter `name` on `socket`.
-fn proxy_config(name: &str, socket: &str) -> String {
-    format!(
-        "version = 2\n[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{socket}\"\n\
-         [proxy_plugins.{name}.exports]\nroot = \"/var/lib/soci-snapshotter-grpc\"\n"
-    )
-}
-
-/// A containerd of 2.1 or later whose own pulls tell the snapshotter about layers, so that it can be
-/// lazy: `ctr` pulls that way.
-fn lazy_pull_config(name: &str, socket: &str) -> String {
-    let unpack = |snapshotter: &str| {
-        format!(
-            "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
-             platform = \"linux\"\nsnapshotter = \"{snapshotter}\"\n"
-        )
-    };
-    format!(
-        "{}enable_remote_snapshot_annotations = \"true\"\n{}{}",
-        proxy_config(name, socket).replace("version = 2", "version = 3"),
-        unpack("overlayfs"),
-        unpack(name),
-    )
-}
-
-/// `--user` for ctr and soci.
-fn user(registry: &Registry) -> String {
-    let (user, password) = registry.credentials.as_ref().unwrap();
-    format!("{user}:{password}")
-}
+use testnode::{
+    ContainerdVersion, Node, SOCI_SOCKET, SOCI15_SOCKET, busybox_image, lazy_pull_config,
+    proxy_config,
+};
 
 /// What the image's program prints, by the digests of the files in the layout that it came from.
 #[track_caller]
@@ -93,7 +65,7 @@ fn a_registry_with_tls_wants_its_password() {
         node.bash(&format!("curl -s -o /dev/null -w '%{{http_code}}' {more} {url}")).unwrap()
     };
     assert_eq!(ask(""), "401");
-    assert_eq!(ask(&format!("-u {}", user(&registry))), "200");
+    assert_eq!(ask(&format!("-u {}", registry.user())), "200");
 }
 
 #[test]
@@ -101,7 +73,7 @@ fn soci_0_4_indexes_an_image_and_runs_it_lazily() {
     let node = Node::start().unwrap();
     let registry = node.tls_registry(5443).unwrap();
     let image = busybox_image(&node, &registry, "bb:1").unwrap();
-    let user = user(&registry);
+    let user = registry.user();
     let _soci = node.soci_snapshotter("").unwrap();
     let config = proxy_config("soci", SOCI_SOCKET);
     let containerd = node.containerd(ContainerdVersion::Packaged, &config).unwrap();

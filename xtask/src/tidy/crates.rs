@@ -12,7 +12,7 @@ use crate::program::output;
 /// The crates from the bottom to the top. A crate depends only on crates of rows above its own in this
 /// table; `[dev-dependencies]` are free.
 const LAYERS: &[&[&str]] = &[
-    &["sys", "oci"],
+    &["sys", "oci", "causes"],
     &["ztoc"],
     &["plan", "tree"],
     &["erofs", "registry", "index", "cache"],
@@ -23,7 +23,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Crates that turn values into values: no clock, no socket, no runtime.
-const PURE: &[&str] = &["oci", "ztoc", "plan", "tree", "erofs"];
+const PURE: &[&str] = &["causes", "oci", "ztoc", "plan", "tree", "erofs"];
 
 /// What a pure crate must not reach, however far down.
 const IMPURE: &[&str] = &["tokio", "reqwest", "hyper", "kube"];

@@ -67,13 +67,7 @@ impl ImageRecord {
     }
 
     pub(super) fn save(&self, root: &Path) -> io::Result<()> {
-        let dir = folder(root, &self.descriptor.digest);
-        fs::create_dir_all(&dir)?;
-        let (path, tmp) = (dir.join(RECORD), dir.join("image.new"));
-        let mut file = fs::File::create(&tmp)?;
-        file.write_all(&serde_json::to_vec(self)?)?;
-        file.sync_all()?;
-        fs::rename(tmp, path)
+        replace(&folder(root, &self.descriptor.digest).join(RECORD), self)
     }
 
     /// Writes down that the daemons to come fetch all of the image, unless that is written already.
@@ -137,6 +131,18 @@ pub(super) fn shape_of(index: &StoredIndex) -> LayerShape {
 pub(super) fn merge(indexes: &[StoredIndex]) -> Result<Arc<Tree>> {
     let tables: Vec<&[ztoc::TocEntry]> = indexes.iter().map(|index| index.toc.as_slice()).collect();
     Ok(Arc::new(Tree::merge(&tables, &tree::Limits::default()).context("merging the layers")?))
+}
+
+/// Writes `value` to a file that is either the old one or the new one, also after a crash.
+pub(super) fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir)?;
+    }
+    let tmp = path.with_extension("new");
+    let mut file = fs::File::create(&tmp)?;
+    file.write_all(&serde_json::to_vec(value)?)?;
+    file.sync_all()?;
+    fs::rename(tmp, path)
 }
 
 fn folder(root: &Path, manifest: &Digest) -> PathBuf {

@@ -2,7 +2,7 @@
 //! else, and for a registry that is away.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -11,7 +11,7 @@ use artifacts::{FoundManifest, ImageName, Origin};
 use oci::{Digest, Platform};
 use serde::{Deserialize, Serialize};
 
-use super::images::ImageRecord;
+use super::images::{ImageRecord, replace};
 
 /// An image, and what the user should know of how it was found.
 #[derive(Debug)]
@@ -87,12 +87,7 @@ fn remember(
     let path = path_of(root, name, platform);
     let (name, platform) = (name.to_string(), platform.to_string());
     let meaning = Meaning { name, platform, manifest: *manifest };
-    fs::create_dir_all(root.join(FOLDER))?;
-    let tmp = path.with_extension("new");
-    let mut file = fs::File::create(&tmp)?;
-    file.write_all(&serde_json::to_vec(&meaning)?)?;
-    file.sync_all()?;
-    fs::rename(tmp, path)
+    replace(&path, &meaning)
 }
 
 fn path_of(root: &Path, name: &ImageName, platform: &Platform) -> PathBuf {

@@ -9,40 +9,11 @@ mod image;
 use std::fs;
 
 use serde_json::Value;
-use testnode::{Containerd, ContainerdVersion, Node, Registry, SOCI_SOCKET, SOCI15_SOCKET};
+use testnode::{
+    Containerd, ContainerdVersion, Node, SOCI_SOCKET, SOCI15_SOCKET, lazy_pull_config, proxy_config,
+};
 
 use image::{SAMPLES, debian_image, expected_output, hermes, node};
-
-/// A containerd that knows the proxy snapshotter `name` on `socket`.
-fn proxy_config(name: &str, socket: &str) -> String {
-    format!(
-        "version = 2\n[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{socket}\"\n\
-         [proxy_plugins.{name}.exports]\nroot = \"/var/lib/soci-snapshotter-grpc\"\n"
-    )
-}
-
-/// A containerd of 2.1 or later that tells the snapshotter about layers when `ctr` pulls: without that
-/// nothing is lazy.
-fn lazy_pull_config(name: &str, socket: &str) -> String {
-    let unpack = |snapshotter: &str| {
-        format!(
-            "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
-             platform = \"linux\"\nsnapshotter = \"{snapshotter}\"\n"
-        )
-    };
-    format!(
-        "{}enable_remote_snapshot_annotations = \"true\"\n{}{}",
-        proxy_config(name, socket).replace("version = 2", "version = 3"),
-        unpack("overlayfs"),
-        unpack(name),
-    )
-}
-
-/// `--user` for ctr and soci.
-fn user(registry: &Registry) -> String {
-    let (user, password) = registry.credentials.as_ref().unwrap();
-    format!("{user}:{password}")
-}
 
 /// What makes SOCI 0.15 look for indexes of version 1.
 const VERSION_1: &str = "[pull_modes.soci_v1]\nenable = true\n";
@@ -121,7 +92,7 @@ fn soci_0_4_and_hermes_make_the_same_index() {
     let node = node();
     let registry = node.tls_registry(5443).unwrap();
     let image = debian_image(&node, &registry);
-    let user = user(&registry);
+    let user = registry.user();
     let containerd = containerd_with_soci(&node);
     containerd.ctr(&["image", "pull", "--user", &user, &image]).unwrap();
     node.run("soci", &["create", &image]).unwrap();
@@ -162,7 +133,7 @@ fn soci_0_4_mounts_lazily_with_an_index_of_hermes() {
     let node = node();
     let registry = node.tls_registry(5443).unwrap();
     let image = debian_image(&node, &registry);
-    let user = user(&registry);
+    let user = registry.user();
     push_own_index(&node, &image);
 
     let _soci = node.soci_snapshotter("").unwrap();

@@ -213,11 +213,7 @@ fn a_read_waits_for_a_registry_that_is_away() {
         setup.registry.faults().cut(outage);
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| check(&dir, &contents));
-            setup.until("an attempt fails while a read waits", || {
-                let status = setup.status();
-                let waits = status["mounts"][0]["waiting_reads"].as_u64()? > 0;
-                (waits && status["failed_spans"].as_u64()? > 1).then_some(())
-            });
+            setup.until_a_failure();
             setup.registry.faults().restore();
             reader.join().unwrap();
         });

@@ -122,6 +122,16 @@ impl Setup {
         panic!("waited a minute in vain: {what}\n{}", self.log());
     }
 
+    /// Waits until an attempt fails while a read waits.
+    #[track_caller]
+    pub(crate) fn until_a_failure(&self) {
+        self.until("an attempt fails while a read waits", || {
+            let status = self.status();
+            let waits = status["mounts"][0]["waiting_reads"].as_u64()? > 0;
+            (waits && status["failed_spans"].as_u64()? > 1).then_some(())
+        });
+    }
+
     #[track_caller]
     pub(crate) fn until_sealed(&self) {
         self.until("all mounts are sealed", || {
