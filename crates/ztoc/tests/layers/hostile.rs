@@ -194,6 +194,26 @@ fn limits_are_kept() {
     }
 }
 
+/// A stream without end of empty files costs what the limit allows, and is then refused.
+#[test]
+fn more_entries_than_the_limit_are_refused_as_they_stream_by() {
+    let mut header = tar::Header::new_ustar();
+    header.set_path("f").unwrap();
+    header.set_cksum();
+    let limits = Limits { entries: 10_000, ..limits() };
+    let scan = |n_entries: usize| {
+        let mut scanner = ztoc::TarScanner::new(limits);
+        for _ in 0..n_entries {
+            scanner.push(header.as_bytes())?;
+        }
+        scanner.finish().map(|toc| toc.entries.len())
+    };
+    assert_eq!(scan(10_000).unwrap(), 10_000);
+    let error = scan(10_001).unwrap_err().to_string();
+    assert!(error.contains("entries") && error.contains("10000"), "{error}");
+    assert_eq!(Limits::default().entries, 10_000_000);
+}
+
 #[test]
 fn every_cut_is_answered() {
     let blob = index(&gzip(&tar_of(&[text(10, 1)], 0), 6), options(4 << 20)).ztoc_bytes;
