@@ -77,9 +77,12 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     let options =
         server::ServerOptions { common: common.clone(), tuning: arguments.tuning.clone(), respawn };
     let ready = arguments.ready_on_stdin;
-    runtime.block_on(server::serve(Arc::clone(&daemon), holding, options, ready))?;
+    let served = runtime.block_on(server::serve(Arc::clone(&daemon), holding, options, ready));
+    // Dropping the engine would fail those who wait. They are for the next daemon to serve, from what the
+    // keeper holds.
+    std::mem::forget(daemon);
     runtime.shutdown_timeout(Duration::from_secs(1));
-    Ok(())
+    served
 }
 
 /// One daemon a root folder.
