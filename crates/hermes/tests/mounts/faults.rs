@@ -31,19 +31,25 @@ fn while_a_read_waits(
 #[test]
 fn a_token_that_expires_is_replaced_without_a_reader_noticing() {
     let setup = Setup::new();
-    let (name, contents) = image(&setup, "token", 24, 1 << 20);
+    let (name, contents) = image(&setup, "token", 48, 1 << 20);
     setup.index(&name);
-    // Each token is good for two requests.
-    let auth = BearerAuth { uses: Some(2), ..BearerAuth::default() };
-    setup.registry.faults().set_auth(Auth::Bearer(auth));
+    setup.registry.faults().set_auth(Auth::Bearer(BearerAuth::default()));
+    setup.registry.set_link(Link::mbit_per_s(100, Duration::from_millis(1)));
     let dir = setup.mount(&name, "mnt", &["--completion", "never"]);
-    let (first, second) = contents.split_at(12);
-    check(&dir, first);
-    setup.registry.faults().expire_tokens();
-    check(&dir, second);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| check(&dir, &contents));
+        setup.until("some of it was fetched", || {
+            (setup.status()["bytes_fetched"].as_u64()? > 4 << 20).then_some(())
+        });
+        setup.registry.faults().expire_tokens();
+        setup.registry.clear_requests();
+        // What is under way needs no new token; what follows does.
+        setup.registry.faults().cut(Outage::Reset);
+        setup.registry.faults().restore();
+        reader.join().unwrap();
+    });
     let refused = setup.registry.requests().iter().filter(|request| request.status == 401).count();
-    assert!(refused > 2, "no token expired");
-    assert_eq!(setup.status()["failed_spans"], 0, "{}", setup.log());
+    assert!(refused > 0, "no token expired");
 }
 
 #[test]
