@@ -12,7 +12,7 @@ const REPOSITORY: &str = "team/app";
 
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(config) = DockerConfigFile::parse(bytes) {
-        config.helper(SERVER);
+        std::hint::black_box(config.helper(SERVER));
         config.stored(SERVER, REPOSITORY).ok();
         config.stored("docker.io", "library/busybox").ok();
     }
