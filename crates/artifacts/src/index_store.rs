@@ -2,7 +2,7 @@
 //! indexes turned out to lie, under their own.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -75,6 +75,14 @@ pub struct StoredIndex {
     pub toc: Arc<Vec<ztoc::TocEntry>>,
 }
 
+impl StoredIndex {
+    fn new(mut ztoc: Ztoc, file: File, note: &Note) -> Self {
+        let toc = Arc::new(std::mem::take(&mut ztoc.toc));
+        let Note { ztoc: digest, origin, streamed, blob: _ } = *note;
+        Self { ztoc, file, digest, origin, streamed, toc }
+    }
+}
+
 /// An index cannot be stored or read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreIndexError {
@@ -124,12 +132,10 @@ impl IndexStore {
             Err(source) => return Err(StoreIndexError::Io { path, source }),
         };
         match Self::parse(layer, &note, &bytes) {
-            Ok((note, mut ztoc)) => {
+            Ok((note, ztoc)) => {
                 let file =
                     File::open(&path).map_err(|source| StoreIndexError::Io { path, source })?;
-                let toc = Arc::new(std::mem::take(&mut ztoc.toc));
-                let Note { ztoc: digest, origin, streamed, blob: _ } = note;
-                Ok(Some(StoredIndex { ztoc, file, digest, origin, streamed, toc }))
+                Ok(Some(StoredIndex::new(ztoc, file, &note)))
             }
             Err(err) => {
                 tracing::warn!(%layer, error = %err, "stored index dropped");
@@ -172,8 +178,7 @@ impl IndexStore {
             )));
         }
         let note = Note { ztoc: Digest::of(bytes), origin, streamed: false, blob: None };
-        self.write(layer, bytes, &note)?;
-        self.reload(layer)
+        self.write(layer, bytes, &note, ztoc)
     }
 
     /// Stores an index of `layer` that was built here with two cuts of its spans: `bytes` for this
@@ -205,24 +210,39 @@ impl IndexStore {
         origin: IndexOrigin,
     ) -> Result<StoredIndex, StoreIndexError> {
         let note = Note { ztoc: Digest::of(bytes), origin, streamed: true, blob: None };
-        check_streamed(layer, &parse(layer, bytes)?)?;
-        self.write(layer, bytes, &note)?;
-        self.reload(layer)
+        let ztoc = parse(layer, bytes)?;
+        check_streamed(layer, &ztoc)?;
+        self.write(layer, bytes, &note, ztoc)
     }
 
-    fn reload(&self, layer: &Digest) -> Result<StoredIndex, StoreIndexError> {
-        self.load(layer)?.ok_or_else(|| StoreIndexError::Unusable {
-            layer: *layer,
-            why: "it was gone again at once".to_owned(),
-        })
-    }
-
-    /// The note is written last: without it the zTOC does not count.
-    fn write(&self, layer: &Digest, bytes: &[u8], note: &Note) -> Result<(), StoreIndexError> {
+    /// The note is written last: without it the zTOC does not count. A start does not wait for the disk:
+    /// the note has the zTOC's digest, and what a loss of power leaves of them is not used.
+    fn write(
+        &self,
+        layer: &Digest,
+        bytes: &[u8],
+        note: &Note,
+        ztoc: Ztoc,
+    ) -> Result<StoredIndex, StoreIndexError> {
         let (path, _) = self.paths(layer);
         let _one_at_a_time = self.writing.lock();
-        replace(&path, bytes).map_err(|source| StoreIndexError::Io { path, source })?;
-        self.write_note(layer, note)
+        let failed = |source| StoreIndexError::Io { path: path.clone(), source };
+        replace(&path, bytes).map_err(failed)?;
+        self.write_note(layer, note)?;
+        Ok(StoredIndex::new(ztoc, File::open(&path).map_err(failed)?, note))
+    }
+
+    /// Sees to it that the index of `layer` outlives a loss of power.
+    ///
+    /// # Errors
+    /// When the disk refuses, or there is none.
+    pub fn make_durable(&self, layer: &Digest) -> Result<(), StoreIndexError> {
+        let (path, note) = self.paths(layer);
+        for path in [path, note, self.dir.clone()] {
+            let synced = File::open(&path).and_then(|file| file.sync_all());
+            synced.map_err(|source| StoreIndexError::Io { path, source })?;
+        }
+        Ok(())
     }
 
     fn write_note(&self, layer: &Digest, note: &Note) -> Result<(), StoreIndexError> {
@@ -381,11 +401,9 @@ fn check_streamed(layer: &Digest, ztoc: &Ztoc) -> Result<(), StoreIndexError> {
 /// The bytes of a streamed layer's span are in memory until its digest is known to be right.
 const MAX_STREAMED_SPAN: u64 = 4 << 20;
 
-/// Writes a file that is either the old one or the new one, also after a crash.
+/// Writes a file that is either the old one or the new one, also after this process was killed.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let tmp = path.with_extension("new");
-    let mut file = File::create(&tmp)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
+    fs::write(&tmp, bytes)?;
     fs::rename(&tmp, path)
 }

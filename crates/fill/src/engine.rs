@@ -128,8 +128,8 @@ impl std::fmt::Debug for Engine {
 }
 
 impl Engine {
-    /// Starts the engine's threads, and its tasks on `runtime`. `tell` is called from its threads
-    /// and must not block.
+    /// Starts the engine's threads, and its tasks on `runtime`. `tell` is called from the thread that
+    /// seals, which may wait for a disk.
     ///
     /// # Errors
     /// When a thread cannot be started.

@@ -135,7 +135,11 @@ impl Daemon {
         let indexes = IndexStore::open(&root.join("index"))?;
         let store_of_indexes = indexes.clone();
         let tell = move |event| match event {
-            fill::Event::Sealed { .. } => {}
+            fill::Event::Sealed { layer } => {
+                if let Err(err) = store_of_indexes.make_durable(&layer) {
+                    tracing::warn!(%layer, error = %err, "index may be lost with the machine's power");
+                }
+            }
             fill::Event::Revoked { layer, index, why } => {
                 if let Err(err) = store_of_indexes.revoke(&layer, &index, &why) {
                     tracing::error!(%layer, error = %err, "index cannot be revoked for good");

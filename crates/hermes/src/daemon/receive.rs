@@ -94,6 +94,7 @@ fn keep(
     indexes: &IndexStore,
 ) -> Result<()> {
     let stored = stream::save(built, layer, indexes)?;
+    indexes.make_durable(&layer.digest)?;
     let incoming = Arc::into_inner(incoming).context("the layer is still being written")?;
     match store.keep(incoming.into_inner(), shape_of(&stored), built.diff_id) {
         // A mount that has it goes on with what it has.
