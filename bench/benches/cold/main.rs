@@ -109,7 +109,7 @@ fn main() -> Result<()> {
     say(&CellReport::head());
     for image in &arguments.images {
         for link in &arguments.links {
-            for cell in measure(&stage, &arguments, &report.hermes, *image, link)? {
+            for cell in measure(&stage, &arguments, &report.hermes, *image, link) {
                 say(&cell.line());
                 report.cells.push(cell);
             }
@@ -128,13 +128,17 @@ fn measure(
     tuning: &HermesTuning,
     image: Image,
     link: &NamedLink,
-) -> Result<Vec<CellReport>> {
+) -> Vec<CellReport> {
     let mut runs: Vec<Vec<ColdStart>> = vec![Vec::new(); arguments.systems.len()];
     for _ in 0..arguments.runs {
         for (system, runs) in arguments.systems.iter().zip(&mut runs) {
             let logs = arguments.logs.as_deref();
             let cell = Cell { image, link: link.shape, system: *system, tuning, logs };
-            runs.push(cold_start(stage, cell)?);
+            match cold_start(stage, cell) {
+                Ok(run) => runs.push(run),
+                // The others are worth having all the same.
+                Err(error) => say(&format!("{} with {}: {error:#}", image.name(), system.name())),
+            }
         }
     }
     let overlayfs = arguments.systems.iter().position(|system| *system == System::Overlayfs);
@@ -145,7 +149,7 @@ fn measure(
     let report = |(system, runs): (&System, Vec<ColdStart>)| {
         CellReport::new(image.name(), link.name.clone(), system.name(), runs, overlayfs_warm)
     };
-    Ok(arguments.systems.iter().zip(runs).map(report).collect())
+    arguments.systems.iter().zip(runs).map(report).collect()
 }
 
 fn write(arguments: &Arguments, report: &Report) -> Result<()> {

@@ -24,7 +24,9 @@ const LIMIT: Duration = Duration::from_secs(300);
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Start {
     /// The kernel had begun to run the container's program.
-    pub(crate) running: Option<Duration>,
+    pub(crate) running: Duration,
+    /// That program's process, by its number in the node.
+    pub(crate) pid: u32,
     /// The page had arrived, whole.
     pub(crate) answered: Duration,
 }
@@ -40,8 +42,8 @@ pub(crate) fn first_answer(
     std::thread::scope(|scope| {
         let watcher = scope.spawn(|| {
             while !answered.load(Ordering::Relaxed) {
-                if find_process(node, image.program()).is_some() {
-                    return Some(begin.elapsed());
+                if let Some(pid) = find_process(node, image.program()) {
+                    return Some((begin.elapsed(), pid));
                 }
                 std::thread::park_timeout(INTERVAL);
             }
@@ -50,7 +52,9 @@ pub(crate) fn first_answer(
         let asked = node.in_network(|| ask_until_answered(image, command, begin));
         answered.store(true, Ordering::Relaxed);
         let Ok(running) = watcher.join() else { bail!("watching for a process failed") };
-        Ok(Start { running, answered: asked?? })
+        let answered = asked??;
+        let (running, pid) = running.context("it answered, but its process was not seen")?;
+        Ok(Start { running, pid, answered })
     })
 }
 
@@ -88,7 +92,7 @@ fn is_good(answer: &[u8]) -> bool {
 /// The process of the node that the kernel calls `name`, by its number in the node.
 ///
 /// The name, unlike the command line, can be read while the process waits for its first page.
-pub(crate) fn find_process(node: &Node, name: &str) -> Option<u32> {
+fn find_process(node: &Node, name: &str) -> Option<u32> {
     let entries = fs::read_dir(node.path("/proc")).ok()?;
     entries.flatten().find_map(|entry| {
         let pid = entry.file_name().to_str()?.parse().ok()?;

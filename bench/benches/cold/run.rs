@@ -1,6 +1,7 @@
 //! One cold start, and warm ones after it.
 
 use std::fs::File;
+use std::io;
 use std::path::Path;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -11,7 +12,7 @@ use serde_json::Value;
 use testnode::{Link, LinkShape, Node, wait_until};
 
 use crate::images::Image;
-use crate::probe::{Start, find_process, first_answer};
+use crate::probe::{Start, first_answer};
 use crate::stage::Stage;
 use crate::systems::{HERMES_ROOT, HermesTuning, System};
 
@@ -35,7 +36,7 @@ pub(crate) struct Cell<'a> {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ColdStart {
     /// From the command to the kernel running the container's program.
-    pub(crate) running_seconds: Option<f64>,
+    pub(crate) running_seconds: f64,
     /// From the command to the first good answer.
     pub(crate) answer_seconds: f64,
     /// What had come over the link by then, and gone.
@@ -53,8 +54,8 @@ pub(crate) struct ColdStart {
 /// What Hermes says of a cold start.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct HermesFigures {
-    /// From the command until the whole image was there and proven; `None` if that was not waited for.
-    pub(crate) sealed_seconds: Option<f64>,
+    /// From the command until the whole image was there and proven.
+    pub(crate) sealed_seconds: f64,
     /// What had come over the link by then.
     pub(crate) bytes_in_sealed: u64,
     /// `hermes status` right after the first answer.
@@ -71,7 +72,7 @@ pub(crate) fn cold_start(stage: &Stage, cell: Cell<'_>) -> Result<ColdStart> {
     let running = cell.system.start(&near, cell.tuning)?;
     let node = RunningNode { near: &near, cell };
     let began_at = SystemTime::now();
-    let result = node.measure(stage, &link);
+    let result = node.measure(stage, &link, began_at);
     if let Some(logs) = cell.logs {
         node.keep_logs(logs, began_at, result.as_ref().ok())?;
     }
@@ -86,7 +87,7 @@ struct RunningNode<'a> {
 }
 
 impl RunningNode<'_> {
-    fn measure(&self, stage: &Stage, link: &Link) -> Result<ColdStart> {
+    fn measure(&self, stage: &Stage, link: &Link, began_at: SystemTime) -> Result<ColdStart> {
         let Cell { image, system, tuning, .. } = self.cell;
         let (bytes_in, bytes_out) = (link.inbound().bytes, link.outbound().bytes);
         let script = system.cold_start(image, &stage.registry, tuning);
@@ -94,7 +95,7 @@ impl RunningNode<'_> {
         let (mut command, start) = self.start(&script, begin)?;
         let traffic = link.inbound();
         let mut cold = ColdStart {
-            running_seconds: start.running.map(|time| time.as_secs_f64()),
+            running_seconds: start.running.as_secs_f64(),
             answer_seconds: start.answered.as_secs_f64(),
             bytes_in: traffic.bytes - bytes_in,
             bytes_out: link.outbound().bytes - bytes_out,
@@ -104,15 +105,15 @@ impl RunningNode<'_> {
             hermes: None,
         };
         if system == System::Hermes {
-            let figures = self.hermes_figures(begin)?;
+            let figures = self.hermes_figures(began_at)?;
             let bytes_in_sealed = link.inbound().bytes - bytes_in;
             cold.hermes = Some(HermesFigures { bytes_in_sealed, ..figures });
         }
-        self.end(&mut command)?;
+        self.end(&mut command, start)?;
         if system.has_warm_start() {
             let warm = self.warm_start()?;
             cold.warm_seconds = Some(warm.answered.as_secs_f64());
-            cold.warm_running_seconds = warm.running.map(|time| time.as_secs_f64());
+            cold.warm_running_seconds = Some(warm.running.as_secs_f64());
         }
         Ok(cold)
     }
@@ -135,11 +136,8 @@ impl RunningNode<'_> {
     }
 
     /// Kills the container's program and waits for the command to notice.
-    fn end(&self, command: &mut Child) -> Result<()> {
-        let program = self.cell.image.program();
-        if let Some(pid) = find_process(self.near, program) {
-            self.near.run("kill", &["-KILL", &pid.to_string()])?;
-        }
+    fn end(&self, command: &mut Child, start: Start) -> Result<()> {
+        self.near.run("kill", &["-KILL", &start.pid.to_string()])?;
         wait_until("the container's end", LIMIT, || Ok(command.try_wait()?.is_some()))
     }
 
@@ -150,22 +148,34 @@ impl RunningNode<'_> {
             let script = system.next_start(image, &format!("warm-{number}"), tuning);
             let (mut command, start) = self.start(&script, Instant::now())?;
             last = Some(start);
-            self.end(&mut command)?;
+            self.end(&mut command, start)?;
         }
         last.context("there are warm starts")
     }
 
-    fn hermes_figures(&self, begin: Instant) -> Result<HermesFigures> {
+    fn hermes_figures(&self, began_at: SystemTime) -> Result<HermesFigures> {
         let status = self.ask_hermes(&["status"])?;
         let dir = status["mounts"][0]["dir"].as_str().unwrap_or_default().to_owned();
         let explain = self.ask_hermes(&["explain", &dir])?;
-        let mut sealed_seconds = None;
+        let n_layers = explain["layers"].as_array().map_or(0, Vec::len);
+        // Nothing is asked meanwhile: that would take time from what is measured.
+        let mut seals = Vec::new();
         wait_until("the image to be sealed", LIMIT, || {
-            let sealed = self.ask_hermes(&["status"])?["mounts"][0]["sealed"] == true;
-            sealed_seconds = sealed.then(|| begin.elapsed().as_secs_f64());
-            Ok(sealed)
+            seals = self.seals()?;
+            Ok(seals.len() >= n_layers)
         })?;
+        let sealed_at = seals.iter().max().context("an image has layers")?;
+        let sealed = sealed_at.duration_since(began_at).unwrap_or_default();
+        let sealed_seconds = sealed.as_secs_f64();
         Ok(HermesFigures { sealed_seconds, bytes_in_sealed: 0, status, explain })
+    }
+
+    /// When each layer was sealed: each then has a file of that name in its folder of the cache.
+    fn seals(&self) -> Result<Vec<SystemTime>> {
+        let layers = self.near.path(HERMES_ROOT).join("cache/layers");
+        let layers = std::fs::read_dir(&layers).context("listing the layers of the cache")?;
+        let seals = layers.flatten().map(|layer| std::fs::metadata(layer.path().join("sealed")));
+        Ok(seals.flatten().map(|seal| seal.modified()).collect::<io::Result<_>>()?)
     }
 
     fn ask_hermes(&self, what: &[&str]) -> Result<Value> {
@@ -207,9 +217,9 @@ fn timeline(log: &str, began_at: SystemTime, cold: Option<&ColdStart>) -> String
         let at = at.or_else(|| lines.last().map(|(at, _)| *at));
         lines.push((at.unwrap_or_default(), line.to_owned()));
     }
-    let sealed = cold.and_then(|cold| cold.hermes.as_ref()?.sealed_seconds);
+    let sealed = cold.and_then(|cold| Some(cold.hermes.as_ref()?.sealed_seconds));
     for (at, what) in [
-        (cold.and_then(|cold| cold.running_seconds), "the program runs"),
+        (cold.map(|cold| cold.running_seconds), "the program runs"),
         (cold.map(|cold| cold.answer_seconds), "the first answer"),
         (sealed, "the image is sealed"),
     ] {

@@ -66,14 +66,14 @@ impl CellReport {
         let compared = answer_seconds.zip(warm_seconds.or(overlayfs_warm));
         let summary = Summary {
             answer_seconds,
-            running_seconds: middle(&|run| run.running_seconds),
+            running_seconds: middle(&|run| Some(run.running_seconds)),
             warm_seconds,
             beyond_warm_seconds: compared.map(|(cold, warm)| cold - warm),
             stall_ratio: compared.map(|(cold, warm)| cold / warm),
             megabytes_in: middle(&|run| Some(megabytes(run.bytes_in))),
             requests: middle(&|run| status(run, "requests")),
             blocked_reads: middle(&|run| status(run, "blocked_reads")),
-            sealed_seconds: middle(&|run| run.hermes.as_ref()?.sealed_seconds),
+            sealed_seconds: middle(&|run| Some(run.hermes.as_ref()?.sealed_seconds)),
         };
         Self { image, link, system, summary, runs }
     }
