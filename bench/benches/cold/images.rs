@@ -5,7 +5,9 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
-use testnode::{Cache, ContainerdVersion, Network, Node, NodeOptions, SOCI_SOCKET, output};
+use testnode::{
+    Cache, ContainerdVersion, LinkShape, Network, Node, NodeOptions, SOCI_SOCKET, output,
+};
 
 use crate::systems::System;
 
@@ -58,6 +60,42 @@ impl Image {
         }
     }
 }
+
+/// What a program needs of its image until it first answers; all are bytes.
+#[derive(Debug, Clone, Copy, serde::Serialize, serde::Deserialize)]
+pub(crate) struct Needed {
+    /// Pages of files that were touched.
+    pub(crate) touched_bytes: u64,
+    pub(crate) touched_files: u64,
+    /// All layers, as the registry has them.
+    pub(crate) gzip_bytes: u64,
+    /// All layers, unpacked.
+    pub(crate) unpacked_bytes: u64,
+}
+
+impl Needed {
+    /// What was found out when the registry's storage was made.
+    pub(crate) fn of(storage: &Path, image: Image) -> Result<Self> {
+        let file = storage.join(format!("needed-{}.json", image.name()));
+        let text = std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
+        serde_json::from_slice(&text).with_context(|| format!("reading {}", file.display()))
+    }
+
+    /// The fewest seconds to the first answer over `link` of a client that knows in advance what is
+    /// needed, where the program takes `warm` seconds by itself.
+    #[expect(clippy::cast_precision_loss, reason = "an estimate")]
+    pub(crate) fn lower_bound(self, link: LinkShape, warm: f64) -> f64 {
+        // Touched bytes are taken to compress like the whole image.
+        let compressed =
+            self.touched_bytes as f64 * self.gzip_bytes as f64 / self.unpacked_bytes as f64;
+        let transfer = compressed * 8.0 / link.bits_per_second as f64;
+        transfer + ROUND_TRIPS * link.round_trip.as_secs_f64() + warm
+    }
+}
+
+/// What any client must ask one after the other: TCP, TLS, the challenge, the manifest, the index, its
+/// table of contents, the first bytes.
+const ROUND_TRIPS: f64 = 7.0;
 
 /// The name of an image for a system; each has a repository of its own, so that none finds the index
 /// of another.

@@ -15,11 +15,11 @@ use anyhow::{Context, Result};
 use clap::{Parser, ValueEnum};
 use testnode::LinkShape;
 
-use crate::images::Image;
-use crate::run::{Cell, ColdStart, cold_start};
+use crate::images::{Image, Needed};
+use crate::run::{Cell, ColdStart, Warm, cold_start};
 use crate::stage::Stage;
-use crate::systems::{HermesTuning, System};
-use crate::table::{CellReport, Report};
+use crate::systems::{Contestant, HermesTuning, System};
+use crate::table::{CellReport, ImageReport, Report, Summary};
 
 /// Measures cold starts.
 #[derive(Debug, Parser)]
@@ -57,6 +57,15 @@ struct Arguments {
     /// An argument for `hermes index build`; again for more
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     index_arg: Vec<String>,
+    /// Hermes once more, with these arguments for `hermes daemon` too; again for more
+    #[arg(long, value_name = "NAME=ARG,ARG", value_parser = named)]
+    variant: Vec<(String, String)>,
+    /// Hermes once more, as this program; again for more
+    #[arg(long, value_name = "NAME=FILE", value_parser = named)]
+    rival: Vec<(String, String)>,
+    /// Leave out warm starts, and with them all that is compared with one
+    #[arg(long)]
+    no_warm: bool,
     /// What Hermes logs
     #[arg(long, value_name = "FILTER", default_value = "info")]
     hermes_log: String,
@@ -80,36 +89,44 @@ impl std::str::FromStr for NamedLink {
     }
 }
 
+/// Reads `NAME=WHAT`.
+fn named(text: &str) -> Result<(String, String), String> {
+    let parts = text.split_once('=').filter(|(name, _)| !name.is_empty());
+    let (name, what) = parts.ok_or_else(|| format!("`{text}` is not NAME=…"))?;
+    Ok((name.to_owned(), what.to_owned()))
+}
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let hermes = match &arguments.hermes {
         Some(file) => std::path::absolute(file)?,
         None => bench::hermes_binary()?,
     };
-    let stage = Stage::set(images::registry_storage()?, hermes).context("starting the registry")?;
+    let mut programs = vec![(hermes, format!("{PROGRAMS}/hermes"))];
+    for (name, file) in &arguments.rival {
+        programs.push((std::path::absolute(file)?, format!("{RIVALS}/{name}/hermes")));
+    }
+    let storage = images::registry_storage()?;
+    let stage = Stage::set(&storage, &programs).context("starting the registry")?;
     let mut report = Report {
         benchmark: "cold",
         label: arguments.label.clone(),
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
         cores: std::thread::available_parallelism()?.get(),
-        hermes: HermesTuning {
-            daemon: arguments.hermes_arg.clone(),
-            run: arguments.run_arg.clone(),
-            index: arguments.index_arg.clone(),
-            log: arguments.hermes_log.clone(),
-        },
-        indexes: Vec::new(),
+        contestants: contestants(&arguments),
+        index_arguments: arguments.index_arg.clone(),
+        images: Vec::new(),
         cells: Vec::new(),
     };
-    if arguments.systems.contains(&System::Hermes) {
-        for image in &arguments.images {
-            report.indexes.push(stage.index(*image, &report.hermes)?);
-        }
-    }
     say(&CellReport::head());
     for image in &arguments.images {
+        let needed = Needed::of(&storage, *image)?;
+        let has_hermes = report.contestants.iter().any(|c| c.system == System::Hermes);
+        let index = has_hermes.then(|| stage.index(*image, &arguments.index_arg)).transpose()?;
+        report.images.push(ImageReport::new(*image, needed, index));
         for link in &arguments.links {
-            for cell in measure(&stage, &arguments, &report.hermes, *image, link) {
+            let round = Round { stage: &stage, arguments: &arguments, image: *image, needed, link };
+            for cell in round.measure(&report.contestants) {
                 say(&cell.line());
                 report.cells.push(cell);
             }
@@ -120,36 +137,85 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// All runs of an image over a link. The systems take turns, so that what else happens on the machine
-/// is spread over them.
-fn measure(
-    stage: &Stage,
-    arguments: &Arguments,
-    tuning: &HermesTuning,
+/// Who takes part, in the order of their turns.
+fn contestants(arguments: &Arguments) -> Vec<Contestant> {
+    let tuning = HermesTuning {
+        folder: PROGRAMS.to_owned(),
+        daemon: arguments.hermes_arg.clone(),
+        run: arguments.run_arg.clone(),
+        log: arguments.hermes_log.clone(),
+    };
+    let of_system = |system: &System| Contestant {
+        name: system.name().to_owned(),
+        system: *system,
+        hermes: tuning.clone(),
+    };
+    let hermes = |name: &str, hermes: HermesTuning| Contestant {
+        name: name.to_owned(),
+        system: System::Hermes,
+        hermes,
+    };
+    let variants = arguments.variant.iter().map(|(name, more)| {
+        let more = more.split(',').filter(|argument| !argument.is_empty()).map(str::to_owned);
+        let daemon = tuning.daemon.iter().cloned().chain(more).collect();
+        hermes(name, HermesTuning { daemon, ..tuning.clone() })
+    });
+    let rivals = arguments.rival.iter().map(|(name, _)| {
+        hermes(name, HermesTuning { folder: format!("{RIVALS}/{name}"), ..tuning.clone() })
+    });
+    arguments.systems.iter().map(of_system).chain(variants).chain(rivals).collect()
+}
+
+/// An image and a link.
+struct Round<'a> {
+    stage: &'a Stage,
+    arguments: &'a Arguments,
     image: Image,
-    link: &NamedLink,
-) -> Vec<CellReport> {
-    let mut runs: Vec<Vec<ColdStart>> = vec![Vec::new(); arguments.systems.len()];
-    for _ in 0..arguments.runs {
-        for (system, runs) in arguments.systems.iter().zip(&mut runs) {
-            let logs = arguments.logs.as_deref();
-            let cell = Cell { image, link: link.shape, system: *system, tuning, logs };
-            match cold_start(stage, cell) {
-                Ok(run) => runs.push(run),
-                // The others are worth having all the same.
-                Err(error) => say(&format!("{} with {}: {error:#}", image.name(), system.name())),
+    needed: Needed,
+    link: &'a NamedLink,
+}
+
+impl Round<'_> {
+    /// All runs. The contestants take turns, so that what else happens on the machine is spread over
+    /// them.
+    fn measure(&self, contestants: &[Contestant]) -> Vec<CellReport> {
+        let mut runs: Vec<Vec<ColdStart>> = vec![Vec::new(); contestants.len()];
+        for _ in 0..self.arguments.runs {
+            for (contestant, runs) in contestants.iter().zip(&mut runs) {
+                match cold_start(self.stage, self.cell(contestant)) {
+                    Ok(run) => runs.push(run),
+                    // The others are worth having all the same.
+                    Err(error) => {
+                        say(&format!("{}, {}: {error:#}", self.image.name(), contestant.name));
+                    }
+                }
             }
         }
+        let overlayfs = contestants.iter().position(|c| c.system == System::Overlayfs);
+        let overlayfs_warm = overlayfs.and_then(|at| {
+            let warm: Vec<f64> = runs[at].iter().filter_map(|run| run.warm_seconds).collect();
+            bench::median(&warm)
+        });
+        let report = |(contestant, runs): (&Contestant, Vec<ColdStart>)| {
+            let summary = Summary::of(&runs, overlayfs_warm, |warm| {
+                self.needed.lower_bound(self.link.shape, warm)
+            });
+            CellReport {
+                image: self.image.name(),
+                link: self.link.name.clone(),
+                contestant: contestant.name.clone(),
+                summary,
+                runs,
+            }
+        };
+        contestants.iter().zip(runs).map(report).collect()
     }
-    let overlayfs = arguments.systems.iter().position(|system| *system == System::Overlayfs);
-    let overlayfs_warm = overlayfs.and_then(|at| {
-        let warm: Vec<f64> = runs[at].iter().filter_map(|run| run.warm_seconds).collect();
-        bench::median(&warm)
-    });
-    let report = |(system, runs): (&System, Vec<ColdStart>)| {
-        CellReport::new(image.name(), link.name.clone(), system.name(), runs, overlayfs_warm)
-    };
-    arguments.systems.iter().zip(runs).map(report).collect()
+
+    fn cell<'a>(&'a self, contestant: &'a Contestant) -> Cell<'a> {
+        let warm = if self.arguments.no_warm { Warm::LeftOut } else { Warm::Measured };
+        let logs = self.arguments.logs.as_deref();
+        Cell { image: self.image, link: self.link.shape, contestant, warm, logs }
+    }
 }
 
 fn write(arguments: &Arguments, report: &Report) -> Result<()> {
@@ -168,3 +234,8 @@ fn write(arguments: &Arguments, report: &Report) -> Result<()> {
 fn say(line: &str) {
     writeln!(std::io::stdout(), "{line}").ok();
 }
+
+/// The folder of our program in the nodes.
+const PROGRAMS: &str = "/usr/local/bin";
+/// The folder of folders of others.
+const RIVALS: &str = "/opt/rivals";

@@ -14,10 +14,12 @@ use testnode::{Link, LinkShape, Node, wait_until};
 use crate::images::Image;
 use crate::probe::{Start, first_answer};
 use crate::stage::Stage;
-use crate::systems::{HERMES_ROOT, HermesTuning, System};
+use crate::systems::{Contestant, HERMES_ROOT, System};
 
-/// How long a container may take to end, and an image to be complete.
-const LIMIT: Duration = Duration::from_secs(300);
+/// How long a container may take to end.
+const LIMIT: Duration = Duration::from_secs(60);
+/// How long an image may take to be complete after the first answer.
+const SEAL_LIMIT: Duration = Duration::from_secs(120);
 /// Warm starts after a cold one; the last of them counts, those before it warm up.
 const N_WARM: usize = 3;
 
@@ -26,15 +28,26 @@ const N_WARM: usize = 3;
 pub(crate) struct Cell<'a> {
     pub(crate) image: Image,
     pub(crate) link: LinkShape,
-    pub(crate) system: System,
-    pub(crate) tuning: &'a HermesTuning,
+    pub(crate) contestant: &'a Contestant,
+    pub(crate) warm: Warm,
     /// Where logs are kept, if anywhere.
     pub(crate) logs: Option<&'a Path>,
+}
+
+/// Whether the image is started again when all of it is there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Warm {
+    /// It is, by systems that can.
+    Measured,
+    /// It is not.
+    LeftOut,
 }
 
 /// What one cold start took.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct ColdStart {
+    /// How many programs of the machine wanted to run in the minute before.
+    pub(crate) load: f64,
     /// From the command to the kernel running the container's program.
     pub(crate) running_seconds: f64,
     /// From the command to the first good answer.
@@ -54,10 +67,12 @@ pub(crate) struct ColdStart {
 /// What Hermes says of a cold start.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct HermesFigures {
-    /// From the command until the whole image was there and proven.
-    pub(crate) sealed_seconds: f64,
+    /// From the command until the whole image was there and proven, if that came about.
+    pub(crate) sealed_seconds: Option<f64>,
     /// What had come over the link by then.
     pub(crate) bytes_in_sealed: u64,
+    /// What the daemon had computed by the first answer, since it was started.
+    pub(crate) daemon_cpu_seconds: f64,
     /// `hermes status` right after the first answer.
     pub(crate) status: Value,
     /// `hermes explain` at that time.
@@ -68,8 +83,8 @@ pub(crate) struct HermesFigures {
 pub(crate) fn cold_start(stage: &Stage, cell: Cell<'_>) -> Result<ColdStart> {
     let near = stage.near()?;
     let link = near.link_to(&stage.far, cell.link)?;
-    stage.forget_files(cell.system, cell.image)?;
-    let running = cell.system.start(&near, cell.tuning)?;
+    stage.forget_files(cell.contestant.system, cell.image)?;
+    let running = cell.contestant.start(&near)?;
     let node = RunningNode { near: &near, cell };
     let began_at = SystemTime::now();
     let result = node.measure(stage, &link, began_at);
@@ -88,13 +103,15 @@ struct RunningNode<'a> {
 
 impl RunningNode<'_> {
     fn measure(&self, stage: &Stage, link: &Link, began_at: SystemTime) -> Result<ColdStart> {
-        let Cell { image, system, tuning, .. } = self.cell;
+        let Cell { image, contestant, warm, .. } = self.cell;
+        let load = load_average()?;
         let (bytes_in, bytes_out) = (link.inbound().bytes, link.outbound().bytes);
-        let script = system.cold_start(image, &stage.registry, tuning);
+        let script = contestant.cold_start(image, &stage.registry);
         let begin = Instant::now();
         let (mut command, start) = self.start(&script, begin)?;
         let traffic = link.inbound();
         let mut cold = ColdStart {
+            load,
             running_seconds: start.running.as_secs_f64(),
             answer_seconds: start.answered.as_secs_f64(),
             bytes_in: traffic.bytes - bytes_in,
@@ -104,13 +121,13 @@ impl RunningNode<'_> {
             warm_running_seconds: None,
             hermes: None,
         };
-        if system == System::Hermes {
+        if contestant.system == System::Hermes {
             let figures = self.hermes_figures(began_at)?;
             let bytes_in_sealed = link.inbound().bytes - bytes_in;
             cold.hermes = Some(HermesFigures { bytes_in_sealed, ..figures });
         }
         self.end(&mut command, start)?;
-        if system.has_warm_start() {
+        if warm == Warm::Measured && contestant.system.has_warm_start() {
             let warm = self.warm_start()?;
             cold.warm_seconds = Some(warm.answered.as_secs_f64());
             cold.warm_running_seconds = Some(warm.running.as_secs_f64());
@@ -120,17 +137,17 @@ impl RunningNode<'_> {
 
     /// Gives the user's command and waits for the first answer.
     fn start(&self, script: &str, begin: Instant) -> Result<(Child, Start)> {
-        let Cell { image, system, .. } = self.cell;
+        let Cell { image, contestant, .. } = self.cell;
         let log = File::options().create(true).append(true).open(self.near.path(COMMAND_LOG));
         let log = log.context("opening the log of a command")?;
         let mut command = self.near.command("env");
-        command.arg(format!("PATH={}", system.path()));
+        command.arg(format!("PATH={}", contestant.path()));
         command.args(["bash", "-euc", script]);
         command.stdin(Stdio::null()).stdout(log.try_clone()?).stderr(log);
         let mut command = command.spawn().context("giving the user's command")?;
         let start = first_answer(self.near, image, &mut command, begin).with_context(|| {
             let said = std::fs::read_to_string(self.near.path(COMMAND_LOG)).unwrap_or_default();
-            format!("starting {} with {}:\n{said}", image.name(), system.name())
+            format!("starting {} with {}:\n{said}", image.name(), contestant.name)
         })?;
         Ok((command, start))
     }
@@ -142,10 +159,10 @@ impl RunningNode<'_> {
     }
 
     fn warm_start(&self) -> Result<Start> {
-        let Cell { image, system, tuning, .. } = self.cell;
+        let Cell { image, contestant, .. } = self.cell;
         let mut last = None;
         for number in 0..N_WARM {
-            let script = system.next_start(image, &format!("warm-{number}"), tuning);
+            let script = contestant.next_start(image, &format!("warm-{number}"));
             let (mut command, start) = self.start(&script, Instant::now())?;
             last = Some(start);
             self.end(&mut command, start)?;
@@ -155,19 +172,37 @@ impl RunningNode<'_> {
 
     fn hermes_figures(&self, began_at: SystemTime) -> Result<HermesFigures> {
         let status = self.ask_hermes(&["status"])?;
+        let daemon_cpu_seconds = self.cpu_seconds(&status["daemon"]["pid"])?;
         let dir = status["mounts"][0]["dir"].as_str().unwrap_or_default().to_owned();
         let explain = self.ask_hermes(&["explain", &dir])?;
         let n_layers = explain["layers"].as_array().map_or(0, Vec::len);
         // Nothing is asked meanwhile: that would take time from what is measured.
         let mut seals = Vec::new();
-        wait_until("the image to be sealed", LIMIT, || {
+        let sealed = wait_until("the image to be sealed", SEAL_LIMIT, || {
             seals = self.seals()?;
             Ok(seals.len() >= n_layers)
-        })?;
-        let sealed_at = seals.iter().max().context("an image has layers")?;
-        let sealed = sealed_at.duration_since(began_at).unwrap_or_default();
-        let sealed_seconds = sealed.as_secs_f64();
-        Ok(HermesFigures { sealed_seconds, bytes_in_sealed: 0, status, explain })
+        });
+        let sealed_at = seals.iter().max().filter(|_| sealed.is_ok());
+        let sealed = sealed_at.map(|at| at.duration_since(began_at).unwrap_or_default());
+        Ok(HermesFigures {
+            sealed_seconds: sealed.map(|sealed| sealed.as_secs_f64()),
+            bytes_in_sealed: 0,
+            daemon_cpu_seconds,
+            status,
+            explain,
+        })
+    }
+
+    /// The time that a process of the node has had on processors.
+    fn cpu_seconds(&self, pid: &Value) -> Result<f64> {
+        let file = self.near.path(&format!("/proc/{pid}/stat"));
+        let stat = std::fs::read_to_string(&file)
+            .with_context(|| format!("reading {}", file.display()))?;
+        // proc_pid_stat(5): after the name, which may hold anything, fields 14 and 15 are ticks.
+        let (_, fields) = stat.rsplit_once(')').context("reading the state of a process")?;
+        let fields = fields.split_whitespace().skip(11).take(2);
+        let ticks: f64 = fields.map(str::parse::<f64>).sum::<Result<f64, _>>()?;
+        Ok(ticks / TICKS_PER_SECOND)
     }
 
     /// When each layer was sealed: each then has a file of that name in its folder of the cache.
@@ -180,14 +215,14 @@ impl RunningNode<'_> {
 
     fn ask_hermes(&self, what: &[&str]) -> Result<Value> {
         let args = [&["--root", HERMES_ROOT, "--output", "json"], what].concat();
-        let answer = self.near.run("hermes", &args)?;
+        let answer = self.near.run(&self.cell.contestant.hermes(), &args)?;
         serde_json::from_str(&answer).context("reading an answer of hermes")
     }
 
     /// Copies what the daemons and the command said, for whoever wants to know where time goes.
     fn keep_logs(&self, to: &Path, began_at: SystemTime, cold: Option<&ColdStart>) -> Result<()> {
         std::fs::create_dir_all(to).with_context(|| format!("making {}", to.display()))?;
-        let stem = format!("{}-{}", self.cell.image.name(), self.cell.system.name());
+        let stem = format!("{}-{}", self.cell.image.name(), self.cell.contestant.name);
         let write = |name: &str, text: &str| {
             let file = to.join(format!("{stem}-{name}.log"));
             std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))
@@ -217,7 +252,7 @@ fn timeline(log: &str, began_at: SystemTime, cold: Option<&ColdStart>) -> String
         let at = at.or_else(|| lines.last().map(|(at, _)| *at));
         lines.push((at.unwrap_or_default(), line.to_owned()));
     }
-    let sealed = cold.and_then(|cold| Some(cold.hermes.as_ref()?.sealed_seconds));
+    let sealed = cold.and_then(|cold| cold.hermes.as_ref()?.sealed_seconds);
     for (at, what) in [
         (cold.map(|cold| cold.running_seconds), "the program runs"),
         (cold.map(|cold| cold.answer_seconds), "the first answer"),
@@ -238,4 +273,12 @@ fn time_of_day(line: &str) -> Option<f64> {
 }
 
 const DAY: f64 = 86_400.0;
+/// How many programs wanted to run, over the last minute.
+fn load_average() -> Result<f64> {
+    let load = std::fs::read_to_string("/proc/loadavg").context("reading the load")?;
+    load.split(' ').next().unwrap_or_default().parse().context("reading the load")
+}
+
+/// What `/proc` counts processor time in, on every machine that Linux runs on (`USER_HZ`).
+const TICKS_PER_SECOND: f64 = 100.0;
 const COMMAND_LOG: &str = "/srv/command.log";

@@ -1,14 +1,13 @@
 //! The far side of the link: a node with the registry, which stays for all runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
-use serde::Serialize;
 use testnode::{Cache, Network, Node, NodeOptions, Registry};
 
 use crate::images::{Image, PORT, reference};
-use crate::systems::{HermesTuning, System};
+use crate::systems::System;
 
 /// Lays what the registry will write over what is kept.
 const OVERLAY: &str = "mkdir -p /srv/upper /srv/work
@@ -32,21 +31,12 @@ pub(crate) struct Stage {
     binds: Vec<(PathBuf, String)>,
 }
 
-/// An index that Hermes has built and pushed.
-#[derive(Debug, Clone, Serialize)]
-pub(crate) struct BuiltIndex {
-    image: &'static str,
-    build_seconds: f64,
-}
-
 impl Stage {
-    /// Starts the registry.
-    pub(crate) fn set(storage: PathBuf, hermes: PathBuf) -> Result<Self> {
-        let binds = vec![
-            (Cache::locate().existing_peers()?, "/opt/peers".to_owned()),
-            (hermes, "/usr/local/bin/hermes".to_owned()),
-        ];
-        let kept = (storage, "/bench/registry".to_owned());
+    /// Starts the registry. `programs` are files, and where each of them is in every node.
+    pub(crate) fn set(storage: &Path, programs: &[(PathBuf, String)]) -> Result<Self> {
+        let peers = (Cache::locate().existing_peers()?, "/opt/peers".to_owned());
+        let binds = [&[peers], programs].concat();
+        let kept = (storage.to_owned(), "/bench/registry".to_owned());
         let options = NodeOptions { network: Network::Own, binds: [&binds[..], &[kept]].concat() };
         let far = Node::start_with(&options)?;
         far.bash(OVERLAY)?;
@@ -54,17 +44,17 @@ impl Stage {
         Ok(Self { far, registry, binds })
     }
 
-    /// Builds and pushes the index of `image` for Hermes.
-    pub(crate) fn index(&self, image: Image, tuning: &HermesTuning) -> Result<BuiltIndex> {
+    /// Builds and pushes the index of `image` for Hermes; returns the seconds that the build took.
+    pub(crate) fn index(&self, image: Image, arguments: &[String]) -> Result<f64> {
         let name = reference(System::Hermes, image);
         let root = ["--root", "/var/lib/hermes/indexes"];
-        let more: Vec<&str> = tuning.index.iter().map(String::as_str).collect();
+        let more: Vec<&str> = arguments.iter().map(String::as_str).collect();
         let begin = Instant::now();
         let build = [&root[..], &["index", "build"], &more, &[&name]].concat();
         self.far.run("hermes", &build).context("building an index")?;
         let build_seconds = begin.elapsed().as_secs_f64();
         self.far.run("hermes", &[&root[..], &["index", "push", &name]].concat())?;
-        Ok(BuiltIndex { image: image.name(), build_seconds })
+        Ok(build_seconds)
     }
 
     /// A new node without anything, which knows the registry.

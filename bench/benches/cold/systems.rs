@@ -10,29 +10,42 @@ use crate::images::{Image, reference};
 pub(crate) const HERMES_ROOT: &str = "/var/lib/hermes/cold";
 
 /// Something that starts containers from a registry.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
 pub(crate) enum System {
     /// containerd 2.4 with overlayfs: the whole image first.
     Overlayfs,
     /// SOCI 0.4.1 under containerd 2.1, lazily, with an index of version 1.
     #[value(name = "soci-0.4")]
+    #[serde(rename = "soci-0.4")]
     Soci04,
     /// SOCI 0.15.0 under containerd 2.4, lazily, with an index of version 2.
     #[value(name = "soci-0.15")]
+    #[serde(rename = "soci-0.15")]
     Soci15,
     /// Hermes, with an index that it has pushed.
     Hermes,
 }
 
+/// A system as it takes part: Hermes may do so several times.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Contestant {
+    /// Its name in tables and results.
+    pub(crate) name: String,
+    pub(crate) system: System,
+    /// How Hermes is told to run.
+    pub(crate) hermes: HermesTuning,
+}
+
 /// How Hermes is told to run.
-#[derive(Debug, Clone, Default, Serialize)]
+#[derive(Debug, Clone, Serialize)]
 pub(crate) struct HermesTuning {
+    /// The folder of the program in a node.
+    pub(crate) folder: String,
     /// Arguments of `hermes daemon`.
     pub(crate) daemon: Vec<String>,
     /// Arguments of `hermes run`.
     pub(crate) run: Vec<String>,
-    /// Arguments of `hermes index build`.
-    pub(crate) index: Vec<String>,
     /// What the daemon logs.
     pub(crate) log: String,
 }
@@ -59,55 +72,53 @@ impl System {
     pub(crate) fn has_warm_start(self) -> bool {
         matches!(self, Self::Overlayfs | Self::Hermes)
     }
+}
 
+impl Contestant {
     /// Starts its daemons in `node`, which has none of the image yet.
-    pub(crate) fn start(self, node: &Node, tuning: &HermesTuning) -> Result<Running> {
-        let (version, config) = match self {
-            Self::Overlayfs => (ContainerdVersion::Newest, "version = 2\n".to_owned()),
-            Self::Soci04 => (ContainerdVersion::Packaged, proxy_config("soci", SOCI_SOCKET)),
-            Self::Soci15 => (ContainerdVersion::Newest, lazy_pull_config("soci15", SOCI15_SOCKET)),
-            Self::Hermes => {
-                return Ok(Running {
-                    _containerd: None,
-                    _other: Some(start_hermes(node, tuning)?),
-                });
+    pub(crate) fn start(&self, node: &Node) -> Result<Running> {
+        let (version, config) = match self.system {
+            System::Overlayfs => (ContainerdVersion::Newest, "version = 2\n".to_owned()),
+            System::Soci04 => (ContainerdVersion::Packaged, proxy_config("soci", SOCI_SOCKET)),
+            System::Soci15 => {
+                (ContainerdVersion::Newest, lazy_pull_config("soci15", SOCI15_SOCKET))
+            }
+            System::Hermes => {
+                let daemon = self.start_hermes(node)?;
+                return Ok(Running { _containerd: None, _other: Some(daemon) });
             }
         };
-        let other = match self {
-            Self::Soci04 => Some(node.soci_snapshotter("")?),
-            Self::Soci15 => Some(node.soci15_snapshotter("")?),
-            Self::Overlayfs | Self::Hermes => None,
+        let other = match self.system {
+            System::Soci04 => Some(node.soci_snapshotter("")?),
+            System::Soci15 => Some(node.soci15_snapshotter("")?),
+            System::Overlayfs | System::Hermes => None,
         };
         Ok(Running { _containerd: Some(node.containerd(version, &config)?), _other: other })
     }
 
     /// What a user types for the first start on a node, as lines of bash. It ends with the container.
-    pub(crate) fn cold_start(
-        self,
-        image: Image,
-        registry: &Registry,
-        tuning: &HermesTuning,
-    ) -> String {
-        let name = reference(self, image);
-        let user = registry.user();
-        let pull = match self {
-            Self::Overlayfs => format!("ctr image pull --user {user} {name}"),
-            Self::Soci04 => format!("soci image rpull --user {user} {name}"),
-            Self::Soci15 => format!("ctr image pull --user {user} --snapshotter soci15 {name}"),
-            Self::Hermes => return self.next_start(image, "first", tuning),
+    pub(crate) fn cold_start(&self, image: Image, registry: &Registry) -> String {
+        let (name, user) = (reference(self.system, image), registry.user());
+        let pull = match self.system {
+            System::Overlayfs => format!("ctr image pull --user {user} {name}\n"),
+            System::Soci04 => format!("soci image rpull --user {user} {name}\n"),
+            System::Soci15 => {
+                format!("ctr image pull --user {user} --snapshotter soci15 {name}\n")
+            }
+            System::Hermes => String::new(),
         };
-        format!("{pull}\n{}", self.next_start(image, "first", tuning))
+        pull + &self.next_start(image, "first")
     }
 
     /// What a user types for another start of an image that is there.
-    pub(crate) fn next_start(self, image: Image, id: &str, tuning: &HermesTuning) -> String {
-        let name = reference(self, image);
-        let snapshotter = match self {
-            Self::Overlayfs => "overlayfs",
-            Self::Soci04 => "soci",
-            Self::Soci15 => "soci15",
-            Self::Hermes => {
-                let more = tuning.run.join(" ");
+    pub(crate) fn next_start(&self, image: Image, id: &str) -> String {
+        let name = reference(self.system, image);
+        let snapshotter = match self.system {
+            System::Overlayfs => "overlayfs",
+            System::Soci04 => "soci",
+            System::Soci15 => "soci15",
+            System::Hermes => {
+                let more = self.hermes.run.join(" ");
                 return format!("exec hermes --root {HERMES_ROOT} run {more} {name}\n");
             }
         };
@@ -115,24 +126,33 @@ impl System {
     }
 
     /// Where its programs are looked for.
-    pub(crate) fn path(self) -> &'static str {
-        match self {
-            Self::Soci04 | Self::Hermes => "/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            Self::Overlayfs | Self::Soci15 => "/opt/peers:/usr/sbin:/usr/bin:/sbin:/bin",
-        }
+    pub(crate) fn path(&self) -> String {
+        let first = match self.system {
+            System::Soci04 => "/usr/local/bin",
+            System::Overlayfs | System::Soci15 => "/opt/peers",
+            System::Hermes => &self.hermes.folder,
+        };
+        format!("{first}:/usr/sbin:/usr/bin:/sbin:/bin")
     }
-}
 
-fn start_hermes(node: &Node, tuning: &HermesTuning) -> Result<Daemon> {
-    let mut args = vec!["--root", HERMES_ROOT, "--log", &tuning.log, "daemon"];
-    args.extend(tuning.daemon.iter().map(String::as_str));
-    let mut daemon = node.spawn("hermes", "hermes", &args)?;
-    // Without a daemon it answers too, and then knows of none.
-    daemon.wait_ready("its answer", || {
-        let status = node.run("hermes", &["--root", HERMES_ROOT, "status"]);
-        Ok(status.is_ok_and(|status| !status.starts_with("daemon none")))
-    })?;
-    Ok(daemon)
+    /// The program of Hermes.
+    pub(crate) fn hermes(&self) -> String {
+        format!("{}/hermes", self.hermes.folder)
+    }
+
+    fn start_hermes(&self, node: &Node) -> Result<Daemon> {
+        let HermesTuning { daemon, log, .. } = &self.hermes;
+        let mut args = vec!["--root", HERMES_ROOT, "--log", log, "daemon"];
+        args.extend(daemon.iter().map(String::as_str));
+        let program = self.hermes();
+        let mut daemon = node.spawn("hermes", &program, &args)?;
+        // Without a daemon it answers too, and then knows of none.
+        daemon.wait_ready("its answer", || {
+            let status = node.run(&program, &["--root", HERMES_ROOT, "status"]);
+            Ok(status.is_ok_and(|status| !status.starts_with("daemon none")))
+        })?;
+        Ok(daemon)
+    }
 }
 
 /// A containerd of 1.6 to 2.4 that knows the proxy snapshotter `name` on `socket`.

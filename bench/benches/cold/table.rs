@@ -3,9 +3,9 @@
 use bench::median;
 use serde::Serialize;
 
+use crate::images::{Image, Needed};
 use crate::run::ColdStart;
-use crate::stage::BuiltIndex;
-use crate::systems::HermesTuning;
+use crate::systems::Contestant;
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
@@ -15,17 +15,35 @@ pub(crate) struct Report {
     pub(crate) label: Option<String>,
     pub(crate) kernel: String,
     pub(crate) cores: usize,
-    pub(crate) hermes: HermesTuning,
-    pub(crate) indexes: Vec<BuiltIndex>,
+    pub(crate) contestants: Vec<Contestant>,
+    /// Arguments of `hermes index build`.
+    pub(crate) index_arguments: Vec<String>,
+    pub(crate) images: Vec<ImageReport>,
     pub(crate) cells: Vec<CellReport>,
 }
 
-/// An image, a link and a system.
+/// An image that is started.
+#[derive(Debug, Serialize)]
+pub(crate) struct ImageReport {
+    pub(crate) name: &'static str,
+    #[serde(flatten)]
+    needed: Needed,
+    /// What `hermes index build` took, on the registry's side of the link.
+    index_seconds: Option<f64>,
+}
+
+impl ImageReport {
+    pub(crate) fn new(image: Image, needed: Needed, index_seconds: Option<f64>) -> Self {
+        Self { name: image.name(), needed, index_seconds }
+    }
+}
+
+/// An image, a link and a contestant.
 #[derive(Debug, Serialize)]
 pub(crate) struct CellReport {
     pub(crate) image: &'static str,
     pub(crate) link: String,
-    pub(crate) system: &'static str,
+    pub(crate) contestant: String,
     pub(crate) summary: Summary,
     pub(crate) runs: Vec<ColdStart>,
 }
@@ -34,102 +52,101 @@ pub(crate) struct CellReport {
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct Summary {
     pub(crate) answer_seconds: Option<f64>,
+    /// The fastest of the runs.
+    pub(crate) best_answer_seconds: Option<f64>,
     pub(crate) running_seconds: Option<f64>,
-    /// The same system's warm start.
+    /// The warm start that the cell is compared with: its own, else that of overlayfs.
     pub(crate) warm_seconds: Option<f64>,
-    /// `answer_seconds` without the warm start that the cell is compared with: its own, else that of
-    /// overlayfs.
+    /// `answer_seconds` without that.
     pub(crate) beyond_warm_seconds: Option<f64>,
-    /// `answer_seconds` divided by that warm start.
+    /// `answer_seconds` divided by that.
     pub(crate) stall_ratio: Option<f64>,
+    /// `answer_seconds` divided by the fewest seconds that this start can take.
+    pub(crate) bound_ratio: Option<f64>,
     pub(crate) megabytes_in: Option<f64>,
     pub(crate) requests: Option<f64>,
     pub(crate) blocked_reads: Option<f64>,
+    pub(crate) daemon_cpu_seconds: Option<f64>,
     pub(crate) sealed_seconds: Option<f64>,
+    pub(crate) load: Option<f64>,
 }
 
-impl CellReport {
-    /// Sums up `runs`; `overlayfs_warm` is what it is compared with if it has no warm start.
-    pub(crate) fn new(
-        image: &'static str,
-        link: String,
-        system: &'static str,
-        runs: Vec<ColdStart>,
+impl Summary {
+    /// Sums up `runs`. `bound` gives the fewest seconds that a start can take whose warm start takes so
+    /// many.
+    pub(crate) fn of(
+        runs: &[ColdStart],
         overlayfs_warm: Option<f64>,
+        bound: impl Fn(f64) -> f64,
     ) -> Self {
         let middle = |figure: &dyn Fn(&ColdStart) -> Option<f64>| {
             median(&runs.iter().filter_map(figure).collect::<Vec<f64>>())
         };
         let status = |run: &ColdStart, name: &str| run.hermes.as_ref()?.status[name].as_f64();
         let answer_seconds = middle(&|run| Some(run.answer_seconds));
-        let warm_seconds = middle(&|run| run.warm_seconds);
-        let compared = answer_seconds.zip(warm_seconds.or(overlayfs_warm));
-        let summary = Summary {
+        let warm_seconds = middle(&|run| run.warm_seconds).or(overlayfs_warm);
+        let compared = answer_seconds.zip(warm_seconds);
+        Self {
             answer_seconds,
+            best_answer_seconds: runs.iter().map(|run| run.answer_seconds).min_by(f64::total_cmp),
             running_seconds: middle(&|run| Some(run.running_seconds)),
             warm_seconds,
             beyond_warm_seconds: compared.map(|(cold, warm)| cold - warm),
             stall_ratio: compared.map(|(cold, warm)| cold / warm),
+            bound_ratio: compared.map(|(cold, warm)| cold / bound(warm)),
             megabytes_in: middle(&|run| Some(megabytes(run.bytes_in))),
             requests: middle(&|run| status(run, "requests")),
             blocked_reads: middle(&|run| status(run, "blocked_reads")),
-            sealed_seconds: middle(&|run| Some(run.hermes.as_ref()?.sealed_seconds)),
-        };
-        Self { image, link, system, summary, runs }
+            daemon_cpu_seconds: middle(&|run| Some(run.hermes.as_ref()?.daemon_cpu_seconds)),
+            sealed_seconds: middle(&|run| run.hermes.as_ref()?.sealed_seconds),
+            load: middle(&|run| Some(run.load)),
+        }
     }
 
+    /// The figures of a line, with their digits after the point; in the order of [`COLUMNS`].
+    fn figures(&self) -> [(Option<f64>, usize); COLUMNS.len()] {
+        [
+            (self.answer_seconds, 3),
+            (self.best_answer_seconds, 3),
+            (self.running_seconds, 3),
+            (self.warm_seconds, 3),
+            (self.beyond_warm_seconds, 3),
+            (self.stall_ratio, 2),
+            (self.bound_ratio, 2),
+            (self.megabytes_in, 1),
+            (self.requests, 0),
+            (self.blocked_reads, 0),
+            (self.daemon_cpu_seconds, 2),
+            (self.sealed_seconds, 2),
+            (self.load, 1),
+        ]
+    }
+}
+
+impl CellReport {
     /// The head of the table whose lines [`CellReport::line`] makes.
     pub(crate) fn head() -> String {
-        format!(
-            "{:<7} {:<13} {:<10} {:>8} {:>8} {:>8} {:>8} {:>6} {:>8} {:>6} {:>7} {:>8}",
-            "image",
-            "link",
-            "system",
-            "answer",
-            "running",
-            "warm",
-            "beyond",
-            "stall",
-            "MB in",
-            "GETs",
-            "blocked",
-            "sealed"
-        )
+        line("image", "link", "system", COLUMNS.map(str::to_owned))
     }
 
     /// A line for people; times in seconds.
     pub(crate) fn line(&self) -> String {
-        let number = |value: Option<f64>, digits: usize| {
+        let figures = self.summary.figures().map(|(value, digits)| {
             value.map_or_else(|| "-".to_owned(), |value| format!("{value:.digits$}"))
-        };
-        let Summary {
-            answer_seconds,
-            running_seconds,
-            warm_seconds,
-            beyond_warm_seconds,
-            stall_ratio,
-            megabytes_in,
-            requests,
-            blocked_reads,
-            sealed_seconds,
-        } = self.summary;
-        format!(
-            "{:<7} {:<13} {:<10} {:>8} {:>8} {:>8} {:>8} {:>6} {:>8} {:>6} {:>7} {:>8}",
-            self.image,
-            self.link,
-            self.system,
-            number(answer_seconds, 3),
-            number(running_seconds, 3),
-            number(warm_seconds, 3),
-            number(beyond_warm_seconds, 3),
-            number(stall_ratio, 2),
-            number(megabytes_in, 1),
-            number(requests, 0),
-            number(blocked_reads, 0),
-            number(sealed_seconds, 2),
-        )
+        });
+        line(self.image, &self.link, &self.contestant, figures)
     }
 }
+
+fn line(image: &str, link: &str, system: &str, figures: [String; COLUMNS.len()]) -> String {
+    let figures = figures.map(|figure| format!(" {figure:>8}")).concat();
+    format!("{image:<7} {link:<13} {system:<12}{figures}")
+}
+
+const COLUMNS: [&str; 13] = [
+    "answer", "best", "running", "warm", "beyond", "stall", "/bound", "MB in", "GETs", "blocked",
+    "CPU", "sealed", "load",
+];
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
 fn megabytes(bytes: u64) -> f64 {
