@@ -17,7 +17,7 @@ use testnode::LinkShape;
 
 use crate::images::{Image, Needed};
 use crate::run::{Cell, ColdStart, Warm, cold_start};
-use crate::stage::Stage;
+use crate::stage::{Share, Stage};
 use crate::systems::{Contestant, HermesTuning, System};
 use crate::table::{CellReport, ImageReport, Report, Summary};
 
@@ -63,6 +63,9 @@ struct Arguments {
     /// Hermes once more, as this program; again for more
     #[arg(long, value_name = "NAME=FILE", value_parser = named)]
     rival: Vec<(String, String)>,
+    /// What the nodes get of the processors
+    #[arg(long, value_enum, default_value_t = Share::Ordinary)]
+    share: Share,
     /// Leave out warm starts, and with them all that is compared with one
     #[arg(long)]
     no_warm: bool,
@@ -107,12 +110,14 @@ fn main() -> Result<()> {
         programs.push((std::path::absolute(file)?, format!("{RIVALS}/{name}/hermes")));
     }
     let storage = images::registry_storage()?;
-    let stage = Stage::set(&storage, &programs).context("starting the registry")?;
+    let stage =
+        Stage::set(&storage, &programs, arguments.share).context("starting the registry")?;
     let mut report = Report {
         benchmark: "cold",
         label: arguments.label.clone(),
         kernel: std::fs::read_to_string("/proc/sys/kernel/osrelease")?.trim().to_owned(),
         cores: std::thread::available_parallelism()?.get(),
+        share: arguments.share,
         contestants: contestants(&arguments),
         index_arguments: arguments.index_arg.clone(),
         images: Vec::new(),

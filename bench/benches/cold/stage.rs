@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
+use serde::Serialize;
 use testnode::{Cache, Network, Node, NodeOptions, Registry};
 
 use crate::images::{Image, PORT, reference};
@@ -29,19 +30,34 @@ pub(crate) struct Stage {
     pub(crate) far: Node,
     pub(crate) registry: Registry,
     binds: Vec<(PathBuf, String)>,
+    share: Share,
+}
+
+/// What the nodes get of the processors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Share {
+    /// As much as anything else on the machine.
+    Ordinary,
+    /// What they want, before anything else.
+    First,
 }
 
 impl Stage {
     /// Starts the registry. `programs` are files, and where each of them is in every node.
-    pub(crate) fn set(storage: &Path, programs: &[(PathBuf, String)]) -> Result<Self> {
+    pub(crate) fn set(
+        storage: &Path,
+        programs: &[(PathBuf, String)],
+        share: Share,
+    ) -> Result<Self> {
         let peers = (Cache::locate().existing_peers()?, "/opt/peers".to_owned());
         let binds = [&[peers], programs].concat();
         let kept = (storage.to_owned(), "/bench/registry".to_owned());
         let options = NodeOptions { network: Network::Own, binds: [&binds[..], &[kept]].concat() };
-        let far = Node::start_with(&options)?;
+        let far = start(&options, share)?;
         far.bash(OVERLAY)?;
         let registry = far.linked_tls_registry(PORT)?;
-        Ok(Self { far, registry, binds })
+        Ok(Self { far, registry, binds, share })
     }
 
     /// Builds and pushes the index of `image` for Hermes; returns the seconds that the build took.
@@ -59,8 +75,8 @@ impl Stage {
 
     /// A new node without anything, which knows the registry.
     pub(crate) fn near(&self) -> Result<Node> {
-        let near =
-            Node::start_with(&NodeOptions { network: Network::Own, binds: self.binds.clone() })?;
+        let options = NodeOptions { network: Network::Own, binds: self.binds.clone() };
+        let near = start(&options, self.share)?;
         near.use_registry_of(&self.far)?;
         Ok(near)
     }
@@ -72,4 +88,12 @@ impl Stage {
         let repository = format!("{}/{}", system.name(), image.name());
         self.far.run("bash", &["-euc", READ_BLOBS, "read", &repository]).map(drop)
     }
+}
+
+fn start(options: &NodeOptions, share: Share) -> Result<Node> {
+    let node = Node::start_with(options)?;
+    if share == Share::First {
+        node.precede_others()?;
+    }
+    Ok(node)
 }

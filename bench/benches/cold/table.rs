@@ -5,6 +5,7 @@ use serde::Serialize;
 
 use crate::images::{Image, Needed};
 use crate::run::ColdStart;
+use crate::stage::Share;
 use crate::systems::Contestant;
 
 /// Everything that was measured.
@@ -15,6 +16,8 @@ pub(crate) struct Report {
     pub(crate) label: Option<String>,
     pub(crate) kernel: String,
     pub(crate) cores: usize,
+    /// Of the processors.
+    pub(crate) share: Share,
     pub(crate) contestants: Vec<Contestant>,
     /// Arguments of `hermes index build`.
     pub(crate) index_arguments: Vec<String>,
@@ -57,7 +60,9 @@ pub(crate) struct Summary {
     pub(crate) running_seconds: Option<f64>,
     /// The warm start that the cell is compared with: its own, else that of overlayfs.
     pub(crate) warm_seconds: Option<f64>,
-    /// `answer_seconds` without that.
+    /// That of overlayfs in the same runs, if it took part.
+    pub(crate) overlayfs_warm_seconds: Option<f64>,
+    /// `answer_seconds` without `warm_seconds`.
     pub(crate) beyond_warm_seconds: Option<f64>,
     /// `answer_seconds` divided by that.
     pub(crate) stall_ratio: Option<f64>,
@@ -91,6 +96,7 @@ impl Summary {
             best_answer_seconds: runs.iter().map(|run| run.answer_seconds).min_by(f64::total_cmp),
             running_seconds: middle(&|run| Some(run.running_seconds)),
             warm_seconds,
+            overlayfs_warm_seconds: overlayfs_warm,
             beyond_warm_seconds: compared.map(|(cold, warm)| cold - warm),
             stall_ratio: compared.map(|(cold, warm)| cold / warm),
             bound_ratio: compared.map(|(cold, warm)| cold / bound(warm)),

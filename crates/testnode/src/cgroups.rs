@@ -86,6 +86,19 @@ fn hand_down_controllers(root: &Path) {
     }
 }
 
+/// Gives the cgroup `name` the largest share of processors that there is, against those beside it.
+pub(crate) fn raise_share(hierarchies: &[Hierarchy], name: &str) -> Result<()> {
+    for hierarchy in hierarchies {
+        for (file, largest) in [("cpu.shares", "262144"), ("cpu.weight", "10000")] {
+            let own = hierarchy.mount_point.join(name).join(file);
+            if own.exists() {
+                fs::write(&own, largest).with_context(|| format!("setting {}", own.display()))?;
+            }
+        }
+    }
+    Ok(())
+}
+
 /// Removes the cgroup `name`, with all below it, from each hierarchy that has it.
 pub(crate) fn remove(hierarchies: &[Hierarchy], name: &str) -> Result<()> {
     for hierarchy in hierarchies {
