@@ -329,9 +329,17 @@ impl Shared {
     fn next_job(&self) -> Option<plan::Job> {
         let mut wanted = self.queue.lock();
         let Wanted { queue, in_flight, limits } = &mut *wanted;
-        let job = queue.next(in_flight, &self.pace.lock().limits(*limits))?;
+        let mut limits = self.pace.lock().limits(*limits);
+        if self.holds_back(queue) {
+            limits.background_connections = 0;
+        }
+        let job = queue.next(in_flight, &limits)?;
         count(in_flight, &job, |count| count + 1, |bytes, more| bytes + more);
         Some(job)
+    }
+
+    fn holds_back(&self, queue: &plan::Queue) -> bool {
+        self.pace.lock().holds_back(queue.background_bytes(), self.quiet_for())
     }
 
     /// A transfer's connection is free again.
@@ -399,7 +407,9 @@ impl Shared {
     }
 
     fn needs_sweeping(&self) -> bool {
-        self.waiting.load(Ordering::Relaxed) > 0 || !self.retries.lock().is_empty()
+        self.waiting.load(Ordering::Relaxed) > 0
+            || !self.retries.lock().is_empty()
+            || self.holds_back(&self.queue.lock().queue)
     }
 }
 

@@ -40,13 +40,21 @@ impl Pace {
         self.rate.saturating_mul(micros) / 1_000_000
     }
 
+    /// Whether completion stands back, with `missing` bytes to go and readers `quiet` for so long.
+    ///
+    /// What can be here in a few seconds is the best of all read-ahead. Over a slower link it would take
+    /// more from a starting program than it gives.
+    pub(crate) fn holds_back(&self, missing: u64, quiet: Duration) -> bool {
+        quiet < QUIET && missing > self.carries(SOON)
+    }
+
     /// `limits` for a link of this rate.
     pub(crate) fn limits(&self, limits: plan::Limits) -> plan::Limits {
-        let idle_bytes = self.carries(IDLE).clamp(1 << 20, limits.idle_bytes);
+        let idle_bytes = self.carries(IDLE).clamp(512 << 10, limits.idle_bytes);
         let connections = u64::from(limits.background_connections.max(1));
         plan::Limits {
             idle_bytes,
-            background_bytes: (idle_bytes / connections).clamp(512 << 10, limits.background_bytes),
+            background_bytes: (idle_bytes / connections).clamp(256 << 10, limits.background_bytes),
             speculative_bytes: self
                 .carries(WAITING)
                 .clamp(256 << 10, limits.speculative_bytes.max(256 << 10)),
@@ -62,8 +70,14 @@ const FIRST_RATE: u64 = 20_000_000;
 const SAMPLE: Duration = Duration::from_millis(50);
 
 /// For how long the link may be busy with what nobody waits for: enough to keep it full over round trips
-/// of 100 ms.
-const IDLE: Duration = Duration::from_millis(150);
+/// of 60 ms.
+const IDLE: Duration = Duration::from_millis(60);
+
+/// What completes within this time is not held back.
+const SOON: Duration = Duration::from_secs(5);
+
+/// How long no reader must have waited before what is held back goes on.
+const QUIET: Duration = Duration::from_millis(500);
 
 /// The same while a reader waits: it keeps the link full over a round trip of 20 ms.
 const WAITING: Duration = Duration::from_millis(20);
@@ -72,29 +86,48 @@ const WAITING: Duration = Duration::from_millis(20);
 mod tests {
     use super::*;
 
-    /// The limits after bytes came at `rate` for a second.
-    fn after_a_second_at(rate: u64) -> plan::Limits {
+    /// What is known after bytes came at `rate` for a second.
+    fn pace_after_a_second_at(rate: u64) -> Pace {
         let begin = Instant::now();
         let mut pace = Pace::new(begin);
         for step in 1..=100 {
             pace.count(rate / 100, begin + Duration::from_millis(10) * step);
         }
-        pace.limits(plan::Limits { background_connections: 4, ..plan::Limits::default() })
+        pace
+    }
+
+    fn after_a_second_at(rate: u64) -> plan::Limits {
+        let limits = plan::Limits { background_connections: 4, ..plan::Limits::default() };
+        pace_after_a_second_at(rate).limits(limits)
+    }
+
+    #[test]
+    fn completion_stands_back_where_it_would_take_long() {
+        let check = |rate, missing, quiet, expected| {
+            let pace = pace_after_a_second_at(rate);
+            let quiet = Duration::from_millis(quiet);
+            assert_eq!(pace.holds_back(missing, quiet), expected, "{rate} {missing} {quiet:?}");
+        };
+        check(125_000_000, 200_000_000, 0, false);
+        check(12_500_000, 200_000_000, 0, true);
+        check(12_500_000, 200_000_000, 499, true);
+        check(12_500_000, 200_000_000, 500, false);
+        check(12_500_000, 50_000_000, 0, false);
     }
 
     #[test]
     fn a_slow_link_is_kept_free() {
         let limits = after_a_second_at(12_500_000);
-        assert_eq!(limits.idle_bytes, 1_875_000);
-        assert_eq!(limits.background_bytes, 512 << 10);
+        assert_eq!(limits.idle_bytes, 750_000);
+        assert_eq!(limits.background_bytes, 256 << 10);
         assert_eq!(limits.speculative_bytes, 256 << 10);
     }
 
     #[test]
     fn a_fast_link_is_kept_full() {
         let limits = after_a_second_at(125_000_000);
-        assert_eq!(limits.idle_bytes, 18_750_000);
-        assert_eq!(limits.background_bytes, 18_750_000 / 4);
+        assert_eq!(limits.idle_bytes, 7_500_000);
+        assert_eq!(limits.background_bytes, 7_500_000 / 4);
         assert_eq!(limits.speculative_bytes, 2_500_000);
     }
 

@@ -153,6 +153,8 @@ pub struct Queue {
     layers: HashMap<LayerId, Layer>,
     order: BTreeMap<Place, (LayerId, u32)>,
     arrivals: u64,
+    /// Compressed bytes of the spans that wait for [`Class::Background`].
+    background_bytes: u64,
 }
 
 impl Queue {
@@ -186,6 +188,7 @@ impl Queue {
             layer_bytes: if class == Class::Background { layer.bytes } else { 0 },
             arrival: self.arrivals,
         };
+        let bytes = layer.span_bytes(span);
         let answer = match layer.waiting.entry(span) {
             Entry::Vacant(entry) => {
                 entry.insert(place);
@@ -193,10 +196,17 @@ impl Queue {
             }
             Entry::Occupied(entry) if entry.get().class <= class => return Wanted::Already,
             Entry::Occupied(mut entry) => {
-                self.order.remove(&entry.insert(place));
+                let before = entry.insert(place);
+                self.order.remove(&before);
+                if before.class == Class::Background {
+                    self.background_bytes -= bytes;
+                }
                 Wanted::Promoted
             }
         };
+        if class == Class::Background {
+            self.background_bytes += bytes;
+        }
         self.order.insert(place, (id, span));
         self.arrivals += 1;
         answer
@@ -211,6 +221,9 @@ impl Queue {
         }
         if let Some(place) = layer.waiting.remove(&span) {
             self.order.remove(&place);
+            if place.class == Class::Background {
+                self.background_bytes -= layer.span_bytes(span);
+            }
         }
     }
 
@@ -247,6 +260,9 @@ impl Queue {
             layer.in_flight.insert(span, place.map(|place| place.class));
             if let Some(place) = place {
                 self.order.remove(&place);
+                if place.class == Class::Background {
+                    self.background_bytes -= layer.span_bytes(span);
+                }
             }
         }
         Some(Job { layer: id, class, spans: fetch.spans, bytes: fetch.bytes })
@@ -267,8 +283,11 @@ impl Queue {
     /// then ignored.
     pub fn forget(&mut self, id: LayerId) {
         let Some(layer) = self.layers.remove(&id) else { return };
-        for place in layer.waiting.values() {
+        for (&span, place) in &layer.waiting {
             self.order.remove(place);
+            if place.class == Class::Background {
+                self.background_bytes -= layer.span_bytes(span);
+            }
         }
     }
 
@@ -276,6 +295,13 @@ impl Queue {
     #[must_use]
     pub fn is_in_flight(&self, id: LayerId, span: u32) -> bool {
         self.layers.get(&id).is_some_and(|layer| layer.in_flight.contains_key(&span))
+    }
+
+    /// Compressed bytes that wait to be handed out merely to make layers whole. Neighbours may share one,
+    /// which then counts twice.
+    #[must_use]
+    pub const fn background_bytes(&self) -> u64 {
+        self.background_bytes
     }
 
     /// How many spans wait to be handed out.
@@ -301,6 +327,11 @@ impl fmt::Debug for Queue {
 }
 
 impl Layer {
+    fn span_bytes(&self, span: u32) -> u64 {
+        let range = self.spans.compressed(span);
+        range.end.saturating_sub(range.start)
+    }
+
     /// The request around `seed`: what follows it, as far as somebody wants it, but not merely to make
     /// the layer whole where a reader waits or soon will; and what is before it only if that is as
     /// urgent, because bytes before the seed keep its reader waiting.

@@ -159,6 +159,24 @@ fn what_failed_waits_again_behind_the_others() {
 }
 
 #[test]
+fn what_completion_still_wants_is_counted() {
+    let mut queue = queue(&[(0, 0, Background), (0, 1, Background), (1, 0, Background)]);
+    assert_eq!(queue.background_bytes(), 300);
+    queue.want(LayerId(0), 0, Background);
+    queue.want(LayerId(0), 1, Demand);
+    assert_eq!(queue.background_bytes(), 200);
+    assert_eq!(queue.next(&IDLE, &LIMITS).unwrap().spans, 1..2);
+    queue.unwant(LayerId(0), 0);
+    assert_eq!(queue.background_bytes(), 100);
+    assert_eq!(queue.next(&IDLE, &LIMITS).unwrap().class, Background);
+    assert_eq!(queue.background_bytes(), 0);
+    queue.done(LayerId(1), 0..1, Outcome::Again);
+    assert_eq!(queue.background_bytes(), 100);
+    queue.forget(LayerId(1));
+    assert_eq!(queue.background_bytes(), 0);
+}
+
+#[test]
 fn what_is_taken_back_is_not_handed_out() {
     let mut queue = queue(&[(0, 1, Demand), (0, 5, Demand), (1, 1, Demand)]);
     queue.unwant(LayerId(0), 1);
