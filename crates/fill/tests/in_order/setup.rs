@@ -12,8 +12,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use cache::{LayerShape, Store, StoreOptions};
 use fill::{
-    ByteStream, Engine, EngineOptions, Layer, LayerSpec, Order, ReadError, Reader, Source,
-    SourceError,
+    Engine, EngineOptions, Layer, LayerSpec, Order, ReadError, Reader, Source, SourceError,
 };
 use futures_util::future::BoxFuture;
 use futures_util::stream;
@@ -207,7 +206,7 @@ impl Drop for Transfer {
 }
 
 impl Source for Blob {
-    fn open(&self, range: Range<u64>) -> BoxFuture<'_, Result<ByteStream, SourceError>> {
+    fn open(&self, range: Range<u64>) -> BoxFuture<'_, Result<fill::Transfer, SourceError>> {
         Box::pin(async move {
             let stream = self.repository.blob_stream(&self.digest, range).await.map_err(failed)?;
             self.open.fetch_add(1, Ordering::SeqCst);
@@ -216,7 +215,8 @@ impl Source for Blob {
                 let piece: Option<Bytes> = transfer.stream.next().await.map_err(failed)?;
                 Ok(piece.map(|piece| (piece, transfer)))
             };
-            Ok(Box::pin(stream::try_unfold(transfer, next)) as ByteStream)
+            let bytes = Box::pin(stream::try_unfold(transfer, next));
+            Ok(fill::Transfer { bytes, sender: None })
         })
     }
 }
