@@ -103,7 +103,7 @@ impl Local {
         let index = self.index()?;
         let name_of = |descriptor: &Descriptor| descriptor.annotations.get(REF_NAME).cloned();
         let images: Vec<&Descriptor> =
-            index.manifests.iter().filter(|entry| !oci::soci::is_soci_index(entry)).collect();
+            index.manifests.iter().filter(|entry| entry.artifact_type.is_none()).collect();
         let found = match (tag, images.as_slice()) {
             (None, [only]) => Some(*only),
             (None, _) => None,
