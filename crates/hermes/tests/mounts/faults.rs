@@ -45,11 +45,12 @@ fn a_token_that_expires_is_replaced_without_a_reader_noticing() {
         setup.registry.clear_requests();
         // What is under way needs no new token; what follows does.
         setup.registry.faults().cut(Outage::Reset);
+        setup.until_a_failure();
         setup.registry.faults().restore();
         reader.join().unwrap();
     });
     let refused = setup.registry.requests().iter().filter(|request| request.status == 401).count();
-    assert!(refused > 0, "no token expired");
+    assert!(refused > 0, "no token expired: {:?}", setup.registry.requests());
 }
 
 #[test]

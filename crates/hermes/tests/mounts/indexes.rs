@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use oci::soci::{SociIndex, ZtocEntry};
 use oci::{Descriptor, Digest};
 use serde_json::Value;
-use testkit::registry::{Fault, Scope, Times};
+use testkit::registry::{Fault, RequestLog, Scope, Times};
 
 use crate::setup::{Setup, check, image};
 
@@ -17,8 +17,8 @@ fn stored(setup: &Setup, root: &str) -> PathBuf {
     ztocs.max_by_key(|path| path.metadata().unwrap().len()).unwrap()
 }
 
-/// Builds the index of `name` on another machine, lets `change` have its blob, and pushes it.
-/// Returns the digest of the changed blob.
+/// Builds the index of `name` on another machine, lets `change` have its blob, and pushes it. Returns
+/// the digest of the blob that other machines fetch.
 #[track_caller]
 fn push_changed(setup: &Setup, name: &str, change: impl FnOnce(&mut Vec<u8>)) -> Digest {
     let succeeds = |arguments: &[&str]| {
@@ -33,7 +33,12 @@ fn push_changed(setup: &Setup, name: &str, change: impl FnOnce(&mut Vec<u8>)) ->
     let note = format!(r#"{{"ztoc":"{}","origin":"built","streamed":false}}"#, Digest::of(&blob));
     std::fs::write(path.with_extension("json"), note).unwrap();
     succeeds(&["index", "push", name]);
-    Digest::of(&blob)
+    setup.registry.clear_requests();
+    assert!(setup.run_at("viewer", &["index", "show", name]).status.success());
+    // Beside the configuration and the other layer's, which are smaller.
+    let requests = setup.registry.requests().into_iter().filter(RequestLog::is_blob);
+    let largest = requests.max_by_key(|request| request.bytes_sent).unwrap();
+    largest.path.rsplit('/').next().unwrap().parse().unwrap()
 }
 
 fn index_line(setup: &Setup, name: &str) -> String {
@@ -70,7 +75,7 @@ fn a_damaged_index_of_this_machine_is_replaced() {
         check(&dir, &contents);
         assert_eq!(
             index_line(&setup, &name),
-            "index from a referrer of the image (SOCI v1); 2 of 2 layers have one"
+            "index from a referrer of the image (Hermes); 2 of 2 layers have one"
         );
         assert!(std::fs::read(&path).unwrap() == right);
         setup.ok(&["umount", dir.to_str().unwrap()]);
