@@ -9,6 +9,7 @@ fuzz_target!(|bytes: &[u8]| {
     parse_manifest(Some("application/vnd.oci.image.index.v1+json"), bytes).ok();
     ImageConfig::from_bytes(bytes).ok();
     oci::soci::SociIndex::from_bytes(bytes).ok();
+    oci::span_index::SpanIndex::from_bytes(bytes).ok();
     let Ok(text) = std::str::from_utf8(bytes) else { return };
     if let Ok(reference) = text.parse::<Reference>() {
         assert_eq!(reference.to_string().parse::<Reference>().unwrap(), reference);
