@@ -154,6 +154,10 @@ fn an_index_that_was_revoked_is_not_fetched_again() {
         layers.iter().find_map(|layer| layer["revoked"].as_str().map(str::to_owned))
     });
     setup.ok(&["umount", "--lazy", dir.to_str().unwrap()]);
+    // As long as anybody uses it, new mounts share its layers.
+    setup.until("the mount is gone", || {
+        setup.status()["mounts"].as_array()?.is_empty().then_some(())
+    });
     setup.registry.clear_requests();
     let dir = setup.mount(&name, "again", &[]);
     check(&dir, &contents);

@@ -74,14 +74,18 @@ fn a_name_that_is_not_resolved_is_refused_or_waited_for() {
     hosts.set("127.0.0.1 registry.test\n");
     setup.index(&name);
     let dir = setup.mount(&name, "mnt", &["--completion", "never"]);
+    let dir = hosts.seen(&dir);
     // Connections that live need no name.
     setup.registry.faults().cut(Outage::Refuse);
     hosts.set("");
-    setup.registry.faults().restore();
-    let dir = hosts.seen(&dir);
     std::thread::scope(|scope| {
         let reader = scope.spawn(|| check(&dir, &contents));
         setup.until_a_failure();
+        setup.registry.faults().restore();
+        // From here on it is the name alone that is missing.
+        let failures = || setup.status()["failed_spans"].as_u64();
+        let before = failures().unwrap();
+        setup.until("more attempts fail", || (failures()? > before + 1).then_some(()));
         hosts.set("127.0.0.1 registry.test\n");
         reader.join().unwrap();
     });
