@@ -322,7 +322,8 @@ impl Shared {
     /// Compressed bytes have come.
     pub(crate) fn received(&self, bytes: u64) {
         self.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);
-        self.pace.lock().count(bytes, Instant::now());
+        let busy = self.queue.lock().in_flight.background > 0;
+        self.pace.lock().count(bytes, busy, Instant::now());
     }
 
     /// The next transfer that the limits allow.

@@ -12,16 +12,20 @@ pub(crate) struct Pace {
     rate: u64,
     since: Instant,
     bytes: u64,
+    /// Whether completion kept the link busy all the time since.
+    busy: bool,
 }
 
 impl Pace {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { rate: FIRST_RATE, since: now, bytes: 0 }
+        Self { rate: FIRST_RATE, since: now, bytes: 0, busy: true }
     }
 
-    /// Counts bytes that have come.
-    pub(crate) fn count(&mut self, bytes: u64, now: Instant) {
+    /// Counts bytes that have come; `busy` says whether completion has transfers under way. Readers alone
+    /// ask for little at a time, so what they get shows that a link is fast, never that it is slow.
+    pub(crate) fn count(&mut self, bytes: u64, busy: bool, now: Instant) {
         self.bytes = self.bytes.saturating_add(bytes);
+        self.busy &= busy;
         let elapsed = now.saturating_duration_since(self.since);
         if elapsed < SAMPLE {
             return;
@@ -29,9 +33,11 @@ impl Pace {
         let micros = u64::try_from(elapsed.as_micros()).unwrap_or(u64::MAX).max(1);
         let rate = self.bytes.saturating_mul(1_000_000) / micros;
         // A pause says nothing about the link: the rate sinks slowly, and only while bytes come.
-        self.rate = rate.max(self.rate - self.rate / 8);
+        let floor = if self.busy { self.rate - self.rate / 8 } else { self.rate };
+        self.rate = rate.max(floor);
         self.since = now;
         self.bytes = 0;
+        self.busy = true;
     }
 
     /// What the link carries in `time`.
@@ -63,8 +69,8 @@ impl Pace {
     }
 }
 
-/// Bytes a second until something is known: 160 Mbit/s.
-const FIRST_RATE: u64 = 20_000_000;
+/// Bytes a second until something is known: half a Gbit/s, so that completion begins, and shows.
+const FIRST_RATE: u64 = 60_000_000;
 
 /// How long is counted before the rate is looked at.
 const SAMPLE: Duration = Duration::from_millis(50);
@@ -91,7 +97,7 @@ mod tests {
         let begin = Instant::now();
         let mut pace = Pace::new(begin);
         for step in 1..=100 {
-            pace.count(rate / 100, begin + Duration::from_millis(10) * step);
+            pace.count(rate / 100, true, begin + Duration::from_millis(10) * step);
         }
         pace
     }
@@ -135,9 +141,11 @@ mod tests {
     fn a_pause_changes_nothing_and_a_slower_link_is_noticed() {
         let begin = Instant::now();
         let mut pace = Pace::new(begin);
-        pace.count(10_000_000, begin + Duration::from_millis(100));
+        pace.count(10_000_000, true, begin + Duration::from_millis(100));
         assert_eq!(pace.rate, 100_000_000);
-        pace.count(1, begin + Duration::from_secs(100));
+        pace.count(1, true, begin + Duration::from_secs(100));
+        assert_eq!(pace.rate, 87_500_000);
+        pace.count(1, false, begin + Duration::from_secs(101));
         assert_eq!(pace.rate, 87_500_000);
     }
 }
