@@ -1,5 +1,9 @@
 //! What the benchmarks share: where results go, and the program under test.
 
+pub mod hermes;
+pub mod layers;
+pub mod report;
+
 use std::path::{Path, PathBuf};
 use std::process::Command;
 

@@ -13,3 +13,4 @@ pub mod namespace;
 pub mod scheduling;
 pub mod signals;
 pub mod tun;
+pub mod usage;

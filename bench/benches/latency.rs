@@ -1,0 +1,116 @@
+//! How long a reader waits for 4 KiB in the middle of a span that nobody has touched.
+//!
+//! The registry is on loopback, and nothing is completed in the background.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use artifacts::IndexStore;
+use bench::hermes::{BACKENDS, Hermes};
+use bench::layers::{Layers, Subject};
+use bench::median;
+use bench::report::{Better, Figure, Options, Report, Target};
+use clap::Parser;
+use oci::Digest;
+use testkit::registry::Registry;
+use testnode::wait_until;
+use ztoc::{EntryKind, TocEntry};
+
+const PAGE: u64 = 4096;
+/// A file of which no more than a span and its neighbour are fetched at a time.
+const LARGE: u64 = 9 << 20;
+const PATIENCE: Duration = Duration::from_secs(60);
+const N_READS: usize = 250;
+const MOST_MS: f64 = 10.0;
+
+fn main() -> Result<()> {
+    let options = Options::parse();
+    let runs = options.runs.unwrap_or(3);
+    let layers = Layers::make()?;
+    let hermes = Hermes::new()?;
+    let registry = Registry::start(testkit::registry::Options::default())?;
+    let image = layers.image(Subject::Large)?.push_to(&registry, "large", "1")?;
+    hermes.run(&["index", "build", &image.reference])?;
+    let places = places(&hermes, &image.layers[0])?;
+
+    let target = Target::MedianBelow(MOST_MS);
+    let mut middle =
+        Figure::new("median of the reads", "ms", Better::Lower).target(target, &BACKENDS);
+    let mut worst = Figure::new("99th percentile of the reads", "ms", Better::Lower);
+    for _ in 0..runs {
+        for backend in BACKENDS {
+            let mut waits = read_all(&hermes, backend, &image.reference, &places)?;
+            waits.sort_by(f64::total_cmp);
+            middle.push(backend, median(&waits).context("no reads")?);
+            worst.push(backend, waits[(waits.len() * 99).div_ceil(100) - 1]);
+        }
+    }
+    let mut report = Report::new("latency", runs);
+    report.fact("reads in each run", places.len());
+    report.add(middle);
+    report.add(worst);
+    report.finish(&options)
+}
+
+/// Where to read: a file, and the offset of a page in it.
+type Place = (String, u64);
+
+/// The middle of every second span, where it lies in a large file: around small files more than what
+/// was asked for is fetched.
+fn places(hermes: &Hermes, layer: &Digest) -> Result<Vec<Place>> {
+    let store = IndexStore::open(&hermes.path("root/index"))?;
+    let index = store.load(layer)?.context("the index is gone")?;
+    let spans = &index.ztoc.spans;
+    let middles = spans.ids().step_by(2).map(|span| {
+        let range = spans.uncompressed_range(span);
+        range.start.midpoint(range.end)
+    });
+    let mut places: Vec<Place> = middles.filter_map(|at| place(&index.toc, at)).collect();
+    ensure!(places.len() >= 200, "only {} spans can be read", places.len());
+    // In no order that could be foreseen.
+    places.sort_by_key(|(path, at)| Digest::of(format!("{path} {at}").as_bytes()).hex());
+    places.truncate(N_READS);
+    Ok(places)
+}
+
+fn place(toc: &[TocEntry], at: u64) -> Option<Place> {
+    let covers = |entry: &&TocEntry| (entry.offset..entry.offset + entry.size).contains(&at);
+    let large = |entry: &&TocEntry| entry.kind == EntryKind::File && entry.size >= LARGE;
+    let entry = toc.iter().find(covers).filter(large)?;
+    let name = String::from_utf8(entry.name.clone()).ok()?;
+    Some((name, (at - entry.offset) / PAGE * PAGE))
+}
+
+/// Mounts the image, reads each place once, and forgets it all. Milliseconds.
+fn read_all(hermes: &Hermes, backend: &str, image: &str, places: &[Place]) -> Result<Vec<f64>> {
+    let root = hermes.mount(image, backend, "never")?;
+    let waits = places.iter().map(|place| {
+        until_quiet(hermes)?;
+        read(&root, place).with_context(|| format!("reading {}", place.0))
+    });
+    let waits = waits.collect::<Result<Vec<f64>>>()?;
+    let blocked = hermes.status()?["blocked_reads"].as_u64().unwrap_or_default();
+    ensure!(usize::try_from(blocked)? >= places.len(), "only {blocked} reads had to wait");
+    hermes.forget(backend)?;
+    Ok(waits)
+}
+
+fn read(root: &Path, (name, at): &Place) -> Result<f64> {
+    let file = File::open(root.join(name))?;
+    let mut page = [0; 4096];
+    let begin = Instant::now();
+    file.read_exact_at(&mut page, *at)?;
+    Ok(begin.elapsed().as_secs_f64() * 1e3)
+}
+
+/// Waits until what the last read made the daemon fetch has come.
+fn until_quiet(hermes: &Hermes) -> Result<()> {
+    let mut last = None;
+    wait_until("the daemon to be idle", PATIENCE, || {
+        let now = hermes.status()?["mounts"][0]["bytes_present"].as_u64();
+        Ok(std::mem::replace(&mut last, now) == now)
+    })
+}
