@@ -68,11 +68,7 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     daemon.adopt_all(&holding)?;
     daemon.front_ends.listen(orphans)?;
     // The first mount should not have to wait for it.
-    let probing = Arc::clone(&daemon);
-    std::thread::Builder::new()
-        .name("probe".to_owned())
-        .spawn(move || probing.front_ends.probe().working().count())
-        .context("starting a thread")?;
+    let probing = probe_early(&daemon)?;
     daemon.clear_abandoned_runs();
     let options =
         server::ServerOptions { common: common.clone(), tuning: arguments.tuning.clone(), respawn };
@@ -82,7 +78,26 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     // keeper holds.
     std::mem::forget(daemon);
     runtime.shutdown_timeout(Duration::from_secs(1));
+    // It has mounts of its own, which must not stay.
+    if let Some(Err(_panic)) = probing.map(std::thread::JoinHandle::join) {
+        bail!("trying the back ends panicked");
+    }
     served
+}
+
+/// Tries the back ends while nobody needs to know yet, so that the first mount need not wait for it. A
+/// daemon that took over mounts has other things to do.
+fn probe_early(daemon: &Arc<Daemon>) -> Result<Option<std::thread::JoinHandle<()>>> {
+    if !daemon.front_ends.list().is_empty() {
+        return Ok(None);
+    }
+    let daemon = Arc::clone(daemon);
+    let thread = std::thread::Builder::new().name("probe".to_owned());
+    let probe = move || {
+        let working = daemon.front_ends.probe().working().count();
+        tracing::debug!(working, "back ends tried");
+    };
+    Ok(Some(thread.spawn(probe).context("starting a thread")?))
 }
 
 /// One daemon a root folder.

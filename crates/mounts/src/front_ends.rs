@@ -109,6 +109,7 @@ impl FrontEnds {
             Err(err) => (Err(err), Vec::new()),
         };
         fs::create_dir_all(root.join(MOUNTS))?;
+        clear_probe(&root.join(PROBE))?;
         let served = Served::resume(&root.join(SERVED), &holding);
         let front_ends = Self {
             root: root.to_owned(),
@@ -669,6 +670,18 @@ impl FrontEnds {
 
     fn record_path(&self, record: &Record) -> PathBuf {
         self.root.join(MOUNTS).join(format!("{}.json", record.id))
+    }
+}
+
+/// Removes what a predecessor left that was killed while it tried the back ends.
+fn clear_probe(dir: &Path) -> io::Result<()> {
+    let inside = mountinfo()?.into_iter().rev().filter(|entry| entry.point.starts_with(dir));
+    for entry in inside {
+        unmount_quietly(&entry.point);
+    }
+    match fs::remove_dir_all(dir) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+        _ => Ok(()),
     }
 }
 
