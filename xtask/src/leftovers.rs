@@ -28,6 +28,8 @@ pub(crate) struct Footprint {
     temporary: TempDir,
     /// Network interfaces and namespaces before.
     network: Vec<PathBuf>,
+    /// Cgroups of nodes that were gone before.
+    cgroups: Vec<PathBuf>,
     /// How long what was ended may take to be gone.
     grace: Duration,
 }
@@ -40,7 +42,7 @@ impl Footprint {
             .context("making the temporary folder of the run")?;
         // From now on a process whose parent died becomes our child instead of that of init.
         set_child_subreaper(Some(getpid())).context("becoming the reaper of the run's orphans")?;
-        Ok(Self { temporary, network: network(), grace: GRACE })
+        Ok(Self { temporary, network: network(), cgroups: cgroups(), grace: GRACE })
     }
 
     /// Makes the program put its temporary files where they are looked for.
@@ -76,10 +78,13 @@ impl Footprint {
     fn left(&self, cache: &Cache) -> Vec<String> {
         let mut left = Vec::new();
         let orphans = orphans().into_iter();
-        left.extend(orphans.map(|(pid, name)| format!("process {}: {name}", pid.as_raw_pid())));
+        left.extend(orphans.map(|(pid, name)| {
+            format!("process {}: {name}; {}", pid.as_raw_pid(), whereabouts(pid))
+        }));
         left.extend(mounts(self.temporary.path(), &cache.nodes()));
         left.extend(loop_devices(self.temporary.path(), &cache.nodes()));
-        left.extend(cgroups());
+        let cgroups = cgroups().into_iter().filter(|path| !self.cgroups.contains(path));
+        left.extend(cgroups.map(|path| format!("cgroup: {}{}", path.display(), members(&path))));
         left.extend(
             list(&cache.nodes())
                 .into_iter()
@@ -111,6 +116,27 @@ fn orphans() -> Vec<(Pid, String)> {
     alive.map(named).collect()
 }
 
+/// What tells where a process came from and why it is still there: its state, its numbers in its pid
+/// namespaces, what the kernel does for it, its program and its cgroups.
+fn whereabouts(pid: Pid) -> String {
+    let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_pid()));
+    let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
+    let status = read("status");
+    let wanted = ["State:", "TracerPid:", "NSpid:"];
+    let mut facts: Vec<String> = status
+        .lines()
+        .filter(|line| wanted.iter().any(|field| line.starts_with(field)))
+        .map(|line| line.replace('\t', " "))
+        .collect();
+    facts.push(format!("in {}", read("wchan")));
+    facts.push(format!(
+        "program {}",
+        fs::read_link(folder.join("exe")).unwrap_or_default().display()
+    ));
+    facts.extend(read("cgroup").lines().map(ToOwned::to_owned));
+    facts.join(", ")
+}
+
 /// Mounts on, and of, files of the run.
 fn mounts(temporary: &Path, nodes: &Path) -> Vec<String> {
     let table = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
@@ -139,14 +165,23 @@ fn is_abandoned(folder: &Path) -> bool {
 }
 
 /// Cgroups of nodes that are gone.
-fn cgroups() -> Vec<String> {
+fn cgroups() -> Vec<PathBuf> {
     let hierarchies = list(Path::new("/sys/fs/cgroup"));
     let candidates = hierarchies.iter().flat_map(|h| list(h)).chain(hierarchies.clone());
-    let abandoned = candidates.filter(|path| {
+    let abandoned = |path: &PathBuf| {
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
         name.starts_with("hermes-node-") && !Cache::locate().nodes().join(name).exists()
-    });
-    abandoned.map(|path| format!("cgroup: {}", path.display())).collect()
+    };
+    candidates.filter(abandoned).collect()
+}
+
+/// The processes in a cgroup and below it, and what froze them.
+fn members(cgroup: &Path) -> String {
+    let read = |name: &str| fs::read_to_string(cgroup.join(name)).unwrap_or_default();
+    let processes = read("cgroup.procs").split_whitespace().collect::<Vec<_>>().join(" ");
+    let children = list(cgroup).into_iter().filter(|path| path.is_dir());
+    let below = children.map(|child| format!(", {}{}", child.display(), members(&child)));
+    format!(" [{processes}] {}{}", read("freezer.state").trim(), below.collect::<String>())
 }
 
 /// Network interfaces and named network namespaces of the host.

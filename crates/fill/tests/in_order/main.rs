@@ -17,7 +17,7 @@ use fill::ReadError;
 use testkit::image::{Compression, LayerBuilder, compress};
 use testkit::registry::{Fault, Link, Outage, Scope, Times};
 
-use crate::setup::{Setup, until, wait};
+use crate::setup::{Setup, until, wait, wait_for_both};
 
 #[test]
 fn readers_get_their_bytes_in_the_order_of_the_stream() {
@@ -175,9 +175,7 @@ fn a_span_behind_the_stream_is_fetched_by_another_one() {
     // As an eviction does.
     running.cache.forget(&[0]).unwrap();
     let (behind, ahead) = (running.read(0..1000), running.read(5 << 20..6 << 20));
-    wait(&ahead).unwrap();
-    assert!(behind.try_recv().is_err(), "who waits ahead comes first");
-    wait(&behind).unwrap();
+    assert!(wait_for_both(&ahead, &behind), "who waits ahead comes first");
     let sent = setup.registry.requests()[0].bytes_sent;
     assert!(sent < setup.blob_bytes, "the first stream went on to its end");
     setup.assert_right_where_present(&running);

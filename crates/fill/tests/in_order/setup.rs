@@ -47,7 +47,7 @@ pub(crate) struct Running {
 }
 
 /// The answer to a request, as soon as it is there.
-pub(crate) type Answer = mpsc::Receiver<Result<(), ReadError>>;
+pub(crate) type Answer = mpsc::Receiver<(Result<(), ReadError>, Instant)>;
 
 impl Setup {
     /// A tar of `mib` files of a MiB that cannot be compressed.
@@ -149,7 +149,7 @@ impl Running {
     /// Asks for a range.
     pub(crate) fn read(&self, range: Range<u64>) -> Answer {
         let (answer, answered) = mpsc::channel();
-        let then = move |result| answer.send(result).unwrap_or_default();
+        let then = move |result| answer.send((result, Instant::now())).unwrap_or_default();
         self.layer.request(range, Reader { pid: 1 }, Box::new(then));
         answered
     }
@@ -165,10 +165,19 @@ impl Running {
     }
 }
 
+/// Waits for two answers, for a minute each, and says whether the first came first.
+#[track_caller]
+pub(crate) fn wait_for_both(first: &Answer, second: &Answer) -> bool {
+    let wait = |answer: &Answer| answer.recv_timeout(Duration::from_secs(60)).unwrap();
+    let ((one, at), (other, later)) = (wait(first), wait(second));
+    one.and(other).unwrap();
+    at <= later
+}
+
 /// Waits for an answer, for a minute.
 #[track_caller]
 pub(crate) fn wait(answer: &Answer) -> Result<(), ReadError> {
-    answer.recv_timeout(Duration::from_secs(60)).expect("an answer within a minute")
+    answer.recv_timeout(Duration::from_secs(60)).expect("an answer within a minute").0
 }
 
 /// Asks again and again, for a minute, until there is an answer.

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
+use tempfile::TempDir;
 use testkit::registry::Outage;
 
 use crate::setup::{Setup, check, image};
@@ -11,11 +12,13 @@ use crate::setup::{Setup, check, image};
 struct Hosts {
     keeper: Child,
     file: PathBuf,
+    _dir: TempDir,
 }
 
 impl Hosts {
-    fn new(setup: &Setup) -> Self {
-        let (file, resolver) = (setup.path("etc-hosts"), setup.path("etc-resolv.conf"));
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let (file, resolver) = (dir.path().join("hosts"), dir.path().join("resolv.conf"));
         std::fs::write(&file, "").unwrap();
         // No name server but a port of this machine where nobody listens.
         std::fs::write(&resolver, "nameserver 127.0.0.1\noptions attempts:1 timeout:1\n").unwrap();
@@ -27,7 +30,7 @@ impl Hosts {
         let mut keeper = command.spawn().unwrap();
         let mut ready = [0; 6];
         std::io::Read::read_exact(keeper.stdout.as_mut().unwrap(), &mut ready).unwrap();
-        Self { keeper, file }
+        Self { keeper, file, _dir: dir }
     }
 
     fn set(&self, text: &str) {
@@ -55,10 +58,11 @@ impl Drop for Hosts {
 
 #[test]
 fn a_name_that_is_not_resolved_is_refused_or_waited_for() {
+    // Made first, so that it goes last: the daemon is asked and ended through it.
+    let hosts = Hosts::new();
     let mut setup = Setup::new();
     let (name, contents) = image(&setup, "named", 8, 1 << 20);
     let port = setup.registry.address().port();
-    let hosts = Hosts::new(&setup);
     let folder = setup.path("hosts").join(format!("registry.test_{port}_"));
     std::fs::create_dir_all(&folder).unwrap();
     let server = format!("server = 'http://registry.test:{port}'\n");
