@@ -7,7 +7,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::time::Instant;
 
 use oci::Digest;
 use parking_lot::{Mutex, RwLock};
@@ -17,16 +16,20 @@ use crate::disk::{self, Name};
 use crate::map::{self, BootTag, MapError, Origin, Record};
 use crate::marker::{MarkerError, Sealed};
 
+mod doubt;
 mod evict;
 mod open;
 mod seal;
+mod usage;
 mod verify;
 
+pub use doubt::{CheckError, SyncError};
 pub(crate) use evict::whole_blocks;
 pub use evict::{EvictError, Evicted};
 pub(crate) use open::{Opening, read_map, read_marker};
 pub(crate) use seal::crc_of_all;
 pub use seal::{SealError, UnsealError};
+pub(crate) use usage::{Clock, GRACE_SECONDS};
 pub use verify::Report;
 
 /// How an index divides a layer.
@@ -127,22 +130,6 @@ impl WriteError {
     }
 }
 
-/// The bytes of a span could not be compared with its checksum.
-#[derive(Debug, thiserror::Error)]
-#[error("reading span {span} back from the layer cache")]
-pub struct CheckError {
-    /// The span.
-    pub span: u32,
-    /// Why.
-    pub source: io::Error,
-}
-
-/// The layer could not be made durable. What was written since the last time is in doubt: the kernel
-/// may have dropped it, and each span is checked before its next use.
-#[derive(Debug, thiserror::Error)]
-#[error("flushing the layer to the disk")]
-pub struct SyncError(#[from] io::Error);
-
 /// What all layers of a store share.
 #[derive(Debug)]
 pub(crate) struct Shared {
@@ -150,22 +137,6 @@ pub(crate) struct Shared {
     pub(crate) clock: Clock,
     /// How long a span stays after a use, in seconds.
     pub(crate) grace: AtomicU32,
-}
-
-/// Seconds since the store was opened.
-#[derive(Debug)]
-pub(crate) struct Clock {
-    start: Instant,
-}
-
-impl Clock {
-    pub(crate) fn new() -> Self {
-        Self { start: Instant::now() }
-    }
-
-    pub(crate) fn now(&self) -> u32 {
-        u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX)
-    }
 }
 
 /// The map's file and what it says.
@@ -215,9 +186,6 @@ pub struct Layer {
     /// punches what was written afterwards.
     punching: RwLock<()>,
 }
-
-/// The last use of a layer is written to disk at most this often, in seconds.
-const USE_NOTED_EVERY: u32 = 60;
 
 impl Layer {
     /// The digest of the compressed layer.
@@ -324,28 +292,6 @@ impl Layer {
         self.state(span) == SpanState::Unchecked
     }
 
-    /// Notes that a reader uses the span, and says whether it is present.
-    ///
-    /// A span that was touched is not evicted for the store's grace period. That bridges the time
-    /// from telling the kernel that a reader may go on until it has read.
-    #[must_use = "the span may be missing"]
-    pub fn touch(&self, span: u32) -> bool {
-        self.note_use(span);
-        self.present.contains(span)
-    }
-
-    /// Like [`touch`](Self::touch), but checks a span that is in doubt first.
-    ///
-    /// # Errors
-    ///
-    /// The bytes could not be read back.
-    pub fn ensure_present(&self, span: u32) -> Result<bool, CheckError> {
-        if self.touch(span) {
-            return Ok(true);
-        }
-        if self.needs_check(span) { self.check(span) } else { Ok(false) }
-    }
-
     /// The present spans of this moment, without those in doubt.
     #[must_use]
     pub fn present_spans(&self) -> SpanSet {
@@ -374,129 +320,8 @@ impl Layer {
         Ok(self.data.metadata()?.blocks().saturating_mul(512))
     }
 
-    /// Compares the bytes of a span in doubt with its checksum and settles what it is: present or
-    /// missing. Says which; a span not in doubt is not read.
-    ///
-    /// # Errors
-    ///
-    /// The bytes could not be read; the span stays in doubt.
-    pub fn check(&self, span: u32) -> Result<bool, CheckError> {
-        if !self.needs_check(span) {
-            return Ok(self.is_present(span));
-        }
-        let Some(record) = self.record(span) else { return Ok(false) };
-        let found = self.crc_of(span).map_err(|source| CheckError { span, source })?;
-        let mut map = self.map.lock();
-        if record_of(&map, span) != Some(record) || !self.needs_check(span) {
-            // Another thread has settled it, or evicted the span, meanwhile.
-            return Ok(self.is_present(span));
-        }
-        if found != record.crc {
-            // A record that stays on the disk is found wrong again after a restart.
-            self.clear_record(&mut map, span).ok();
-            self.set_state(span, SpanState::Missing);
-            return Ok(false);
-        }
-        let record = Record { origin: Origin::Boot(self.shared.boot), ..record };
-        // If the record stays as it was, the next start checks once more.
-        self.put_record(&mut map, span, record).ok();
-        self.set_state(span, SpanState::Present);
-        Ok(true)
-    }
-
-    /// Makes what is present now survive a power loss, for an orderly end or from time to time.
-    ///
-    /// Spans marked present while it runs may or may not be covered; a span changed afterwards is
-    /// checked after a power loss as if this had not been called.
-    ///
-    /// # Errors
-    ///
-    /// The disk failed; then the spans written since the last success are in doubt.
-    pub fn mark_clean(&self) -> Result<(), SyncError> {
-        let doubtful: Vec<(u32, Record)> = {
-            let map = self.map.lock();
-            let spans = (0..).zip(&map.records);
-            spans
-                .filter_map(|(span, record)| Some((span, (*record)?)))
-                .filter(|(span, record)| record.origin != Origin::Disk && self.is_present(*span))
-                .collect()
-        };
-        if doubtful.is_empty() {
-            return Ok(());
-        }
-        if let Err(error) = disk::sync(&self.data, Name::Data) {
-            self.distrust(&doubtful);
-            return Err(SyncError(error));
-        }
-        let mut map = self.map.lock();
-        for (span, record) in doubtful {
-            if record_of(&map, span) == Some(record) {
-                self.put_record(&mut map, span, Record { origin: Origin::Disk, ..record })?;
-            }
-        }
-        let file = map.file.clone();
-        // Nobody who marks a span waits for the disk.
-        drop(map);
-        if let Some(file) = file {
-            disk::sync(&file, Name::Map)?;
-        }
-        disk::sync_folder(&self.folder)?;
-        Ok(())
-    }
-
-    /// After a failed flush the kernel may drop pages without writing them, so nothing that was not
-    /// durable before can be believed any more, in this boot either.
-    fn distrust(&self, spans: &[(u32, Record)]) {
-        let mut map = self.map.lock();
-        for &(span, record) in spans {
-            if record_of(&map, span) == Some(record) {
-                let record = Record { origin: Origin::Boot(BootTag::NONE), ..record };
-                self.put_record(&mut map, span, record).ok();
-                self.set_state(span, SpanState::Unchecked);
-            }
-        }
-    }
-
     pub(crate) fn detach(&self) {
         self.is_detached.store(true, Ordering::SeqCst);
-    }
-
-    pub(crate) fn last_use(&self, span: u32) -> u32 {
-        let at = usize::try_from(span).ok().and_then(|span| self.used.get(span));
-        at.map_or(0, |used| used.load(Ordering::SeqCst))
-    }
-
-    #[cfg(test)]
-    pub(crate) fn set_last_use(&self, span: usize, at: u32) {
-        self.used[span].store(at, Ordering::SeqCst);
-    }
-
-    /// Whether the span was used so lately that its reader may not have read yet.
-    pub(crate) fn is_in_use(&self, span: u32) -> bool {
-        let idle = self.shared.clock.now().saturating_sub(self.last_use(span));
-        idle < self.shared.grace.load(Ordering::Relaxed)
-    }
-
-    fn note_use(&self, span: u32) {
-        let now = self.shared.clock.now();
-        if let Some(used) = usize::try_from(span).ok().and_then(|span| self.used.get(span)) {
-            used.store(now, Ordering::SeqCst);
-        }
-        let noted = self.use_noted.load(Ordering::Relaxed);
-        let due = now.saturating_sub(noted) >= USE_NOTED_EVERY;
-        let swap =
-            || self.use_noted.compare_exchange(noted, now, Ordering::Relaxed, Ordering::Relaxed);
-        if due && swap().is_ok() {
-            self.write_down_use();
-        }
-    }
-
-    /// The time of the last use is the modification time of the layer's folder. Without it, only the
-    /// order of eviction is worse.
-    fn write_down_use(&self) {
-        let now = rustix::fs::Timespec { tv_sec: 0, tv_nsec: rustix::fs::UTIME_NOW };
-        let times = rustix::fs::Timestamps { last_access: now, last_modification: now };
-        rustix::fs::futimens(&self.folder, &times).ok();
     }
 
     fn set_state(&self, span: u32, state: SpanState) {
@@ -544,11 +369,6 @@ impl Layer {
         Ok(())
     }
 
-    /// The crc32c of the bytes that the data file has for the span.
-    fn crc_of(&self, span: u32) -> io::Result<u32> {
-        crc_of_range(&self.data, self.shape.range(span))
-    }
-
     fn read_range(&self, range: Range<u64>, each: &mut dyn FnMut(&[u8])) -> io::Result<()> {
         read_range(&self.data, range, each)
     }
@@ -576,10 +396,6 @@ fn read_range(data: &File, range: Range<u64>, each: &mut dyn FnMut(&[u8])) -> io
 
 /// How much is read back at once.
 const READ_LEN: usize = 1 << 20;
-
-/// The grace period in seconds when none is set: the kernel reads within milliseconds of the permission, unless
-/// the reader's CPU share is used up.
-pub(crate) const GRACE_SECONDS: u32 = 60;
 
 fn record_of(map: &MapState, span: u32) -> Option<Record> {
     *map.records.get(usize::try_from(span).ok()?)?
