@@ -15,6 +15,7 @@ use crate::bits::{AtomicSpanSet, SpanSet};
 use crate::disk::{self, Name};
 use crate::map::{self, BootTag, MapError, Origin, Record};
 use crate::marker::{MarkerError, Sealed};
+use crate::store::Allowance;
 
 mod doubt;
 mod evict;
@@ -29,7 +30,8 @@ pub use evict::{EvictError, Evicted};
 pub(crate) use open::{Opening, read_map, read_marker};
 pub(crate) use seal::crc_of_all;
 pub use seal::{SealError, UnsealError};
-pub(crate) use usage::{Clock, GRACE_SECONDS};
+pub use usage::Reading;
+pub(crate) use usage::{Clock, GRACE, ticks};
 pub use verify::Report;
 
 /// How an index divides a layer.
@@ -135,8 +137,9 @@ impl WriteError {
 pub(crate) struct Shared {
     pub(crate) boot: BootTag,
     pub(crate) clock: Clock,
-    /// How long a span stays after a use, in seconds.
+    /// How long readers are believed to be on the way that nobody sees, in ticks of the clock.
     pub(crate) grace: AtomicU32,
+    pub(crate) allowance: Allowance,
 }
 
 /// The map's file and what it says.
@@ -158,7 +161,9 @@ struct MapState {
 /// # Assumptions
 ///
 /// The bytes of a span are written before it is marked present, and whoever lets a reader go on
-/// because a span is present has called [`touch`](Self::touch) before.
+/// because a span is present holds [`reading`](Self::reading) from the look until then. Somebody who
+/// reads later, as the kernel does, is known to who calls [`evict`](Self::evict), or was reported by
+/// [`unknown_reader`](Self::unknown_reader).
 #[derive(Debug)]
 pub struct Layer {
     digest: Digest,
@@ -171,10 +176,15 @@ pub struct Layer {
     present: AtomicSpanSet,
     unchecked: AtomicSpanSet,
     present_bytes: AtomicU64,
+    unchecked_bytes: AtomicU64,
     /// When each span was used last, on the store's clock.
     used: Vec<AtomicU32>,
     /// When the last use was written down, on the store's clock.
     use_noted: AtomicU32,
+    /// Until when readers may be on the way that nobody sees, on the store's clock.
+    unknown_until: AtomicU32,
+    /// How often spans were given up.
+    losses: AtomicU64,
     is_sealed: AtomicBool,
     is_detached: AtomicBool,
     map: Mutex<MapState>,
@@ -182,8 +192,8 @@ pub struct Layer {
     leaving: AtomicSpanSet,
     /// Held as long as an eviction lasts.
     evictions: Mutex<()>,
-    /// Writers of data share it; an eviction holds it alone while it decides, so that it never
-    /// punches what was written afterwards.
+    /// Readers and writers of data share it; an eviction holds it alone while it decides, so that it
+    /// punches neither what somebody reads nor what was written afterwards.
     punching: RwLock<()>,
 }
 
@@ -244,6 +254,7 @@ impl Layer {
         for span in spans {
             self.note_use(span);
         }
+        self.shared.allowance.spend(len);
         disk::write_at(&self.data, Name::Data, bytes, offset).map_err(WriteError::from_io)
     }
 
@@ -310,6 +321,32 @@ impl Layer {
         self.present_bytes.load(Ordering::Relaxed)
     }
 
+    /// How many uncompressed bytes are in doubt: written, and to be [checked](Self::check) before use.
+    #[must_use]
+    pub fn bytes_unchecked(&self) -> u64 {
+        self.unchecked_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The first span whose bytes are not here, be it in doubt or not.
+    #[must_use]
+    pub fn first_absent(&self) -> Option<u32> {
+        let mut from = 0;
+        while let Some(span) = self.present.first_outside(from) {
+            if !self.unchecked.contains(span) {
+                return Some(span);
+            }
+            from = span + 1;
+        }
+        None
+    }
+
+    /// How often spans were given up since the layer was opened. A proof over the whole layer during
+    /// which the number changed is worth nothing.
+    #[must_use]
+    pub fn losses(&self) -> u64 {
+        self.losses.load(Ordering::SeqCst)
+    }
+
     /// How many bytes the layer's data takes up on the disk.
     ///
     /// # Errors
@@ -327,17 +364,17 @@ impl Layer {
     fn set_state(&self, span: u32, state: SpanState) {
         let range = self.shape.range(span);
         let bytes = range.end - range.start;
-        if state == SpanState::Present {
-            if self.present.insert(span) {
-                self.present_bytes.fetch_add(bytes, Ordering::Relaxed);
+        for (set, counter, belongs) in [
+            (&self.present, &self.present_bytes, SpanState::Present),
+            (&self.unchecked, &self.unchecked_bytes, SpanState::Unchecked),
+        ] {
+            if state != belongs {
+                if set.remove(span) {
+                    counter.fetch_sub(bytes, Ordering::Relaxed);
+                }
+            } else if set.insert(span) {
+                counter.fetch_add(bytes, Ordering::Relaxed);
             }
-        } else if self.present.remove(span) {
-            self.present_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        }
-        if state == SpanState::Unchecked {
-            self.unchecked.insert(span);
-        } else {
-            self.unchecked.remove(span);
         }
     }
 

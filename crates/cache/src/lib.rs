@@ -37,8 +37,8 @@ mod store;
 
 pub use bits::SpanSet;
 pub use layer::{
-    CheckError, Discarded, EvictError, Evicted, Layer, LayerShape, Report, SealError, SpanState,
-    SyncError, UnsealError, WriteError,
+    CheckError, Discarded, EvictError, Evicted, Layer, LayerShape, Reading, Report, SealError,
+    SpanState, SyncError, UnsealError, WriteError,
 };
 pub use map::{Map, MapError};
 pub use marker::{MarkerError, Sealed};

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use crate::disk;
 use crate::layer::{
-    Clock, GRACE_SECONDS, Layer, LayerShape, Opening, Shared, read_map, read_marker,
+    Clock, GRACE, Layer, LayerShape, Opening, Shared, read_map, read_marker, ticks,
 };
 use crate::map::{BootTag, is_shape};
 
@@ -31,6 +31,7 @@ pub use holes::HoleSupport;
 pub use incoming::{Incoming, KeepError};
 pub use list::{ListError, StoredLayer, list};
 pub use remove::{Pruned, QuarantineError, RemoveError};
+pub(crate) use room::Allowance;
 pub use room::UsageError;
 
 /// How a store behaves.
@@ -105,7 +106,6 @@ impl From<io::Error> for OpenLayerError {
 #[derive(Debug)]
 pub struct Store {
     root: PathBuf,
-    quota: Option<u64>,
     holes: HoleSupport,
     shared: Arc<Shared>,
     open: Mutex<HashMap<Digest, Weak<Layer>>>,
@@ -136,11 +136,11 @@ impl Store {
         let shared = Shared {
             boot: BootTag::of(&boot_id),
             clock: Clock::new(),
-            grace: AtomicU32::new(GRACE_SECONDS),
+            grace: AtomicU32::new(ticks(GRACE)),
+            allowance: Allowance::new(quota),
         };
         let store = Self {
             root: root.to_owned(),
-            quota,
             holes: holes::probe(root).map_err(failed)?,
             shared: Arc::new(shared),
             open: Mutex::default(),
@@ -150,13 +150,13 @@ impl Store {
         Ok(store)
     }
 
-    /// Sets how long a span stays after its last use, in whole seconds; a minute if never set.
+    /// Sets for how long nothing is given up of a layer that [unknown
+    /// readers](Layer::unknown_reader) may be about to read; a minute if never set.
     ///
     /// It must be longer than any reader takes from the permission to read until it has read.
     #[must_use]
     pub fn with_grace(self, grace: Duration) -> Self {
-        let seconds = u32::try_from(grace.as_secs()).unwrap_or(u32::MAX);
-        self.shared.grace.store(seconds, Ordering::Relaxed);
+        self.shared.grace.store(ticks(grace), Ordering::Relaxed);
         self
     }
 

@@ -58,11 +58,25 @@ impl Layer {
             self.set_state(span, SpanState::Missing);
             return Ok(false);
         }
-        let record = Record { origin: Origin::Boot(self.shared.boot), ..record };
-        // If the record stays as it was, the next start checks once more.
-        self.put_record(&mut map, span, record).ok();
+        if record.origin != Origin::Disk {
+            let record = Record { origin: Origin::Boot(self.shared.boot), ..record };
+            // If the record stays as it was, the next start checks once more.
+            self.put_record(&mut map, span, record).ok();
+        }
         self.set_state(span, SpanState::Present);
         Ok(true)
+    }
+
+    /// Puts every present span in doubt, so that each is compared with its checksum before its next
+    /// use: for a layer that lay on the disk while nobody looked after it. The disk is not changed, and
+    /// a sealed layer neither: the kernel reads it without asking.
+    pub fn doubt(&self) {
+        let map = self.map.lock();
+        if map.sealed.is_none() {
+            for span in self.present_spans().iter() {
+                self.set_state(span, SpanState::Unchecked);
+            }
+        }
     }
 
     /// Makes what is present now survive a power loss, for an orderly end or from time to time.

@@ -2,14 +2,16 @@
 
 use std::io;
 use std::ops::Range;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
 
-use super::{Layer, SpanState};
+use super::{Layer, SpanState, ticks};
 use crate::disk::{self, Name};
 
 /// What an eviction did.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Evicted {
-    /// The spans that are missing now; those in use were left out.
+    /// The spans that are missing now.
     pub spans: Vec<u32>,
     /// How many bytes of whole blocks were made holes.
     pub punched: u64,
@@ -29,10 +31,16 @@ pub enum EvictError {
 /// What is punched and counted: the largest block that file systems commonly use.
 pub(crate) const BLOCK: u64 = 4096;
 
+/// How long an eviction waits for those who read; it is tried again when somebody needs the room.
+const PATIENCE: Duration = Duration::from_millis(200);
+
 impl Layer {
     /// Makes spans missing and gives their room back to the disk.
     ///
-    /// Left out are spans that are missing already and spans used within the store's grace period.
+    /// Left out are spans that are missing already, those used within the last `idle`, and those whose
+    /// bytes `is_read` says somebody waits for or was allowed to read and may not have read yet. It is
+    /// asked while nobody holds [`reading`](Self::reading), and must neither block nor call the layer.
+    /// If somebody holds on to that, or readers are [unknown](Self::unknown_reader), all are left out.
     /// Blocks at the edges that hold bytes of other spans stay.
     ///
     /// # Guarantees
@@ -43,9 +51,14 @@ impl Layer {
     /// # Errors
     ///
     /// The layer is sealed, or the disk failed.
-    pub fn evict(&self, spans: &[u32]) -> Result<Evicted, EvictError> {
+    pub fn evict(
+        &self,
+        spans: &[u32],
+        idle: Duration,
+        is_read: &dyn Fn(&Range<u64>) -> bool,
+    ) -> Result<Evicted, EvictError> {
         let _one_at_a_time = self.evictions.lock();
-        let victims = self.choose(spans)?;
+        let victims = self.choose(spans, ticks(idle), is_read)?;
         if victims.is_empty() {
             return Ok(Evicted { spans: victims, punched: 0 });
         }
@@ -58,7 +71,7 @@ impl Layer {
 
     /// Makes spans missing and leaves their bytes where they are, so that they are made again.
     ///
-    /// It needs no grace: whoever is about to read still reads the right bytes.
+    /// It needs no grace: whoever is about to read still reads the same bytes.
     ///
     /// # Errors
     ///
@@ -68,35 +81,49 @@ impl Layer {
         if map.sealed.is_some() {
             return Err(EvictError::Sealed);
         }
+        self.losses.fetch_add(1, Ordering::SeqCst);
         for &span in spans {
             self.set_state(span, SpanState::Missing);
             self.clear_record(&mut map, span)?;
+        }
+        let file = map.file.clone();
+        drop(map);
+        // An old record must not come back after a power loss: it may have been found wrong.
+        if let Some(file) = file {
+            disk::sync(&file, Name::Map)?;
         }
         Ok(())
     }
 
     /// Makes those of the spans that can go missing in memory, so that nobody relies on them.
-    fn choose(&self, spans: &[u32]) -> Result<Vec<u32>, EvictError> {
-        let _nobody_writes = self.punching.write();
+    fn choose(
+        &self,
+        spans: &[u32],
+        idle: u32,
+        is_read: &dyn Fn(&Range<u64>) -> bool,
+    ) -> Result<Vec<u32>, EvictError> {
+        let Some(_nobody_reads_or_writes) = self.punching.try_write_for(PATIENCE) else {
+            return Ok(Vec::new());
+        };
+        let can_go = |span: &&u32| {
+            self.state(**span) != SpanState::Missing
+                && !self.is_in_use(**span, idle)
+                && !is_read(&self.shape.range(**span))
+        };
+        let can_go: Vec<u32> = spans.iter().filter(can_go).copied().collect();
         let map = self.map.lock();
         if map.sealed.is_some() {
             return Err(EvictError::Sealed);
         }
         let mut victims = Vec::new();
-        for &span in spans {
-            let state = self.state(span);
-            if state == SpanState::Missing || self.is_in_use(span) {
-                continue;
-            }
+        for span in can_go {
             self.set_state(span, SpanState::Missing);
-            // A reader notes its use and then looks at the state; here it is the other way round, so
-            // that one of the two sees the other.
-            if self.is_in_use(span) {
-                self.set_state(span, state);
-            } else {
-                self.leaving.insert(span);
+            if self.leaving.insert(span) {
                 victims.push(span);
             }
+        }
+        if !victims.is_empty() {
+            self.losses.fetch_add(1, Ordering::SeqCst);
         }
         victims.sort_unstable();
         Ok(victims)

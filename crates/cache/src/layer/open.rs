@@ -176,8 +176,11 @@ impl Opening {
             present: AtomicSpanSet::new(count),
             unchecked: AtomicSpanSet::new(count),
             present_bytes: AtomicU64::new(0),
+            unchecked_bytes: AtomicU64::new(0),
             used: (0..count).map(|_| AtomicU32::new(now)).collect(),
             use_noted: AtomicU32::new(now),
+            unknown_until: AtomicU32::new(0),
+            losses: AtomicU64::new(0),
             is_sealed: AtomicBool::new(sealed.is_some()),
             is_detached: AtomicBool::new(false),
             map: Mutex::new(MapState { file: file.map(Arc::new), records: Vec::new(), sealed }),
@@ -201,6 +204,8 @@ impl Opening {
             layer.set_state(span, state);
         }
         layer.map.lock().records = records;
+        // Whom an earlier process let go is not known.
+        layer.unknown_reader();
         layer.write_down_use();
         layer
     }

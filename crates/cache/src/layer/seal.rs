@@ -101,8 +101,9 @@ impl Layer {
 
     /// Takes the seal off, so that spans can be evicted. All spans stay present.
     ///
-    /// The caller makes sure first that the kernel asks again before it reads the file. Spans without a
-    /// record get theirs now: if the layer was sealed under another index, that reads all of it.
+    /// The caller makes sure first that the kernel asks again before it reads the file. Whoever it let
+    /// go before that counts as an [unknown reader](Self::unknown_reader). Spans without a record get
+    /// theirs now: if the layer was sealed under another index, that reads all of it.
     ///
     /// # Errors
     ///
@@ -127,6 +128,7 @@ impl Layer {
         }
         disk::unlink(&self.folder, Name::Sealed)?;
         disk::sync_folder(&self.folder)?;
+        self.unknown_reader();
         map.sealed = None;
         self.is_sealed.store(false, Ordering::SeqCst);
         Ok(())

@@ -1,6 +1,7 @@
 //! Layers on a real file system: presence, doubt, eviction, sealing, and crashes at every point.
 
 use std::path::Path;
+use std::time::Duration;
 
 use oci::Digest;
 
@@ -35,13 +36,23 @@ fn shape() -> LayerShape {
 
 /// Opens the layer that lies in `folder`, in a boot of the machine, with no grace for spans in use.
 fn open_in(folder: &Path, boot: &str, shape: LayerShape) -> Result<Layer, OpenLayerError> {
-    let shared = Shared { boot: BootTag::of(boot), clock: Clock::new(), grace: AtomicU32::new(0) };
+    let shared = Shared {
+        boot: BootTag::of(boot),
+        clock: Clock::new(),
+        grace: AtomicU32::new(0),
+        allowance: Allowance::new(None),
+    };
     let folder = disk::open_folder(folder).unwrap();
     Opening { digest: blob(), shape, folder, data: None, shared: Arc::new(shared) }.open()
 }
 
 fn open(folder: &Path, boot: &str) -> Layer {
     open_in(folder, boot, shape()).unwrap()
+}
+
+/// Evicts spans that nobody reads.
+fn evict(layer: &Layer, spans: &[u32]) -> Result<Evicted, EvictError> {
+    layer.evict(spans, Duration::ZERO, &|_| false)
 }
 
 /// Writes a span in two pieces and marks it present.
@@ -253,14 +264,14 @@ fn an_evicted_span_gives_its_blocks_back_and_leaves_its_neighbours() {
     fill_all(&layer);
     layer.mark_clean().unwrap();
     let before = layer.allocated().unwrap();
-    let evicted = layer.evict(&[4, 1, 3, 1, 99]).unwrap();
+    let evicted = evict(&layer, &[4, 1, 3, 1, 99]).unwrap();
     assert_eq!(evicted.spans, [1, 3, 4]);
     // 8192..12288 of span 1, 16384..40960 of spans 3 and 4.
     assert_eq!(evicted.punched, 4096 + 6 * 4096);
     assert_eq!(layer.allocated().unwrap(), before - evicted.punched);
     assert_eq!(states(&layer), "#.#..#");
     assert_right_where_present(&layer);
-    assert!(layer.evict(&[1]).unwrap().spans.is_empty(), "a missing span is not evicted again");
+    assert!(evict(&layer, &[1]).unwrap().spans.is_empty(), "a missing span is not evicted again");
     drop(layer);
     let layer = open(folder.path(), "b");
     assert_eq!(states(&layer), "#.#..#");
@@ -274,8 +285,56 @@ fn a_span_in_use_is_not_evicted() {
     let folder = tempfile::tempdir().unwrap();
     let layer = open(folder.path(), "a");
     fill_all(&layer);
+    let nothing = Evicted { spans: Vec::new(), punched: 0 };
+    let is_read = |range: &Range<u64>| *range != layer.shape().range(3);
+    assert_eq!(layer.evict(&[0, 1], Duration::from_secs(100), &|_| false).unwrap(), nothing);
+    assert_eq!(layer.evict(&[0, 1], Duration::ZERO, &is_read).unwrap(), nothing);
+    let reading = layer.reading();
+    assert_eq!(evict(&layer, &[0, 1]).unwrap(), nothing, "somebody reads");
+    drop(reading);
+    assert_eq!(layer.losses(), 0);
+    assert_eq!(states(&layer), "######");
+    assert_eq!(layer.evict(&[2, 3, 4], Duration::ZERO, &is_read).unwrap().spans, [3]);
+    assert_eq!((states(&layer).as_str(), layer.losses()), ("###.##", 1));
     layer.shared.grace.store(1000, Ordering::Relaxed);
-    assert_eq!(layer.evict(&[0, 1]).unwrap(), Evicted { spans: Vec::new(), punched: 0 });
+    layer.unknown_reader();
+    assert_eq!(evict(&layer, &[0, 1]).unwrap(), nothing, "somebody may read");
+}
+
+#[test]
+fn an_unsealed_layer_waits_for_readers_that_nobody_saw() {
+    let folder = tempfile::tempdir().unwrap();
+    let layer = open(folder.path(), "a");
+    fill_all(&layer);
+    layer.seal(Digest::of(b"x"), 50_001).unwrap();
+    layer.shared.grace.store(1000, Ordering::Relaxed);
+    layer.unseal().unwrap();
+    assert!(evict(&layer, &[0]).unwrap().spans.is_empty());
+}
+
+#[test]
+fn what_is_put_in_doubt_is_checked_before_its_use() {
+    let folder = tempfile::tempdir().unwrap();
+    let layer = open(folder.path(), "a");
+    for span in [0, 1, 4] {
+        fill(&layer, span).unwrap();
+    }
+    layer.mark_clean().unwrap();
+    layer.doubt();
+    assert_eq!(states(&layer), "??..?.");
+    assert_eq!((layer.bytes_present(), layer.bytes_unchecked()), (0, 27_288));
+    assert_eq!(layer.first_absent(), Some(2));
+    layer.data().write_all_at(&[0], 6000).unwrap();
+    assert!(layer.ensure_present(0).unwrap() && !layer.ensure_present(1).unwrap());
+    assert_eq!(states(&layer), "#...?.");
+    drop(layer);
+    assert_eq!(states(&open(folder.path(), "b")), "#...#.", "the disk is not in doubt");
+
+    let layer = open(folder.path(), "b");
+    fill_all(&layer);
+    assert_eq!(layer.first_absent(), None);
+    layer.seal(Digest::of(b"x"), 50_001).unwrap();
+    layer.doubt();
     assert_eq!(states(&layer), "######");
 }
 
@@ -288,7 +347,7 @@ fn a_sealed_layer_needs_no_map() {
     assert!(matches!(layer.seal(diff_id, 50_000), Err(SealError::TooShort { .. })));
     layer.seal(diff_id, 50_500).unwrap();
     layer.seal(diff_id, 50_500).unwrap();
-    assert!(matches!(layer.evict(&[0]), Err(EvictError::Sealed)));
+    assert!(matches!(evict(&layer, &[0]), Err(EvictError::Sealed)));
     assert!(matches!(layer.forget(&[0]), Err(EvictError::Sealed)));
     drop(layer);
 
@@ -305,7 +364,7 @@ fn a_sealed_layer_needs_no_map() {
     assert!(!layer.verify(&mut |_| {}).unwrap().is_sound());
     layer.data().write_all_at(&[byte_at(20_000)], 20_000).unwrap();
     layer.unseal().unwrap();
-    assert_eq!(layer.evict(&[0]).unwrap().spans, [0]);
+    assert_eq!(evict(&layer, &[0]).unwrap().spans, [0]);
     drop(layer);
 
     let layer = open_in(folder.path(), "c", other).unwrap();
@@ -449,7 +508,7 @@ fn an_empty_layer_is_whole() {
 }
 
 #[test]
-fn threads_that_fill_and_evict_leave_no_wrong_bytes() {
+fn threads_that_fill_read_and_evict_see_no_wrong_bytes() {
     let folder = tempfile::tempdir().unwrap();
     let layer = open(folder.path(), "a");
     std::thread::scope(|scope| {
@@ -464,12 +523,23 @@ fn threads_that_fill_and_evict_leave_no_wrong_bytes() {
                 }
             });
         }
+        for span in 0..6 {
+            let layer = &layer;
+            scope.spawn(move || {
+                for _ in 0..2000 {
+                    let _reading = layer.reading();
+                    if layer.is_present(span) {
+                        assert!(read_span(layer, span) == bytes_of(layer.shape().range(span)));
+                    }
+                }
+            });
+        }
         for first in 0..2 {
             let layer = &layer;
             scope.spawn(move || {
                 for round in 0..60 {
                     let spans = [first, (first + round) % 6, 5 - first];
-                    layer.evict(&spans).unwrap();
+                    evict(layer, &spans).unwrap();
                     layer.mark_clean().unwrap();
                 }
             });

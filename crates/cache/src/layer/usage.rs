@@ -1,11 +1,13 @@
 //! When spans were used last, and which of them may not go yet.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+use parking_lot::RwLockReadGuard;
 
 use super::Layer;
 
-/// Seconds since the store was opened.
+/// Tenths of seconds since the store was opened; 32 bits of them last for 13 years.
 #[derive(Debug)]
 pub(crate) struct Clock {
     start: Instant,
@@ -17,19 +19,47 @@ impl Clock {
     }
 
     pub(crate) fn now(&self) -> u32 {
-        u32::try_from(self.start.elapsed().as_secs()).unwrap_or(u32::MAX)
+        u32::try_from(self.start.elapsed().as_millis() / TICK_MILLIS).unwrap_or(u32::MAX)
     }
 }
 
+/// A duration on the store's clock, rounded up.
+pub(crate) fn ticks(duration: Duration) -> u32 {
+    u32::try_from(duration.as_millis().div_ceil(TICK_MILLIS)).unwrap_or(u32::MAX)
+}
+
+/// As long as it lives, no span of the layer is given up. See [`Layer::reading`].
+#[derive(Debug)]
+pub struct Reading<'a> {
+    _guard: RwLockReadGuard<'a, ()>,
+}
+
 impl Layer {
-    /// Notes that a reader uses the span, and says whether it is present.
+    /// Keeps every span where it is, from the look whether it is present until it was read.
     ///
-    /// A span that was touched is not evicted for the store's grace period. That bridges the time
-    /// from telling the kernel that a reader may go on until it has read.
+    /// An eviction waits for those who read, for a moment, and new ones wait for it: do not wait for
+    /// anything while you hold it, and take no second one in the same thread.
+    #[must_use = "what is read without it may be punched at the same moment"]
+    pub fn reading(&self) -> Reading<'_> {
+        Reading { _guard: self.punching.read() }
+    }
+
+    /// Notes that a reader uses the span, and says whether it is present.
     #[must_use = "the span may be missing"]
     pub fn touch(&self, span: u32) -> bool {
         self.note_use(span);
         self.present.contains(span)
+    }
+
+    /// Notes that somebody may be on the way to the file who cannot be waited for: nothing is given up
+    /// for the store's grace period.
+    ///
+    /// Such are readers that the kernel let go before it began to ask, those whom an earlier process
+    /// let go, and those who are not known.
+    pub fn unknown_reader(&self) {
+        let grace = self.shared.grace.load(Ordering::Relaxed);
+        let until = self.shared.clock.now().saturating_add(grace);
+        self.unknown_until.fetch_max(until, Ordering::SeqCst);
     }
 
     pub(crate) fn last_use(&self, span: u32) -> u32 {
@@ -42,10 +72,11 @@ impl Layer {
         self.used[span].store(at, Ordering::SeqCst);
     }
 
-    /// Whether the span was used so lately that its reader may not have read yet.
-    pub(crate) fn is_in_use(&self, span: u32) -> bool {
-        let idle = self.shared.clock.now().saturating_sub(self.last_use(span));
-        idle < self.shared.grace.load(Ordering::Relaxed)
+    /// Whether the span was used within the last `idle` ticks, or may be used by somebody unknown.
+    pub(crate) fn is_in_use(&self, span: u32, idle: u32) -> bool {
+        let now = self.shared.clock.now();
+        now.saturating_sub(self.last_use(span)) < idle
+            || now < self.unknown_until.load(Ordering::SeqCst)
     }
 
     pub(super) fn note_use(&self, span: u32) {
@@ -71,9 +102,11 @@ impl Layer {
     }
 }
 
-/// The last use of a layer is written to disk at most this often, in seconds.
-const USE_NOTED_EVERY: u32 = 60;
+/// The last use of a layer is written to disk at most this often, in ticks.
+const USE_NOTED_EVERY: u32 = 600;
 
-/// The grace period in seconds when none is set: the kernel reads within milliseconds of the permission, unless
-/// the reader's CPU share is used up.
-pub(crate) const GRACE_SECONDS: u32 = 60;
+/// The grace period when none is set: the kernel reads within milliseconds of the permission, unless the
+/// reader's share of the CPU is used up.
+pub(crate) const GRACE: Duration = Duration::from_mins(1);
+
+const TICK_MILLIS: u128 = 100;

@@ -1,5 +1,7 @@
 //! Reading everything back.
 
+use std::sync::atomic::Ordering;
+
 use rustix::fs::Advice;
 
 use super::{CheckError, Layer, SpanState};
@@ -83,6 +85,7 @@ impl Layer {
             return Ok(true);
         }
         if map.sealed.is_none() {
+            self.losses.fetch_add(1, Ordering::SeqCst);
             self.set_state(span, SpanState::Missing);
             self.clear_record(&mut map, span).map_err(|source| CheckError { span, source })?;
             // The old record vouches for the bytes, so it must not come back after a power loss.

@@ -8,6 +8,8 @@ use std::path::Path;
 use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::Errno;
 
+use crate::disk;
+
 /// What the file system of a store does with holes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum HoleSupport {
@@ -24,7 +26,17 @@ pub enum HoleSupport {
 const PROBE_LEN: u64 = 256 << 10;
 
 /// Tries on a file without a name, so that a crash leaves nothing behind.
+///
+/// On a full disk it cannot be tried, and a daemon must start there all the same: then it is hoped
+/// for. Where the hope is wrong, punching says so.
 pub(crate) fn probe(root: &Path) -> io::Result<HoleSupport> {
+    match attempt(root) {
+        Err(error) if disk::is_full(&error) => Ok(HoleSupport::Full),
+        result => result,
+    }
+}
+
+fn attempt(root: &Path) -> io::Result<HoleSupport> {
     let file = unnamed(root)?;
     file.write_all_at(&vec![0xa5; usize::try_from(PROBE_LEN).map_err(io::Error::other)?], 0)?;
     file.set_len(2 * PROBE_LEN)?;
@@ -50,7 +62,8 @@ pub(crate) fn probe(root: &Path) -> io::Result<HoleSupport> {
     })
 }
 
-fn unnamed(root: &Path) -> io::Result<File> {
+/// A file that is gone when it is closed.
+pub(super) fn unnamed(root: &Path) -> io::Result<File> {
     use rustix::fs::{Mode, OFlags};
     let flags = OFlags::RDWR | OFlags::CLOEXEC;
     let mode = Mode::RUSR | Mode::WUSR;

@@ -6,13 +6,14 @@ use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use oci::Digest;
 use rustix::fs::Advice;
 
 use super::{INCOMING, Store};
 use crate::disk::{self, Name};
-use crate::layer::{LayerShape, WriteError, crc_of_all, crc_of_range};
+use crate::layer::{LayerShape, Shared, WriteError, crc_of_all, crc_of_range};
 use crate::map::{Map, Origin, Record, is_shape};
 use crate::marker::{Sealed, VERSION};
 
@@ -29,6 +30,7 @@ pub struct Incoming {
     len: u64,
     pieces: Vec<Piece>,
     is_kept: bool,
+    shared: Arc<Shared>,
 }
 
 /// What came at once.
@@ -70,8 +72,8 @@ impl Store {
         DirBuilder::new().mode(0o700).create(&path)?;
         let folder = disk::open_folder(&path)?;
         let data = disk::open_new(&folder, Name::Data)?;
-        let (digest, pieces) = (*digest, Vec::new());
-        Ok(Incoming { digest, path, folder, data, len: 0, pieces, is_kept: false })
+        let (digest, pieces, shared) = (*digest, Vec::new(), Arc::clone(&self.shared));
+        Ok(Incoming { digest, path, folder, data, len: 0, pieces, is_kept: false, shared })
     }
 
     /// Takes a received layer in, sealed: it takes the place of what the store had of the layer.
@@ -119,9 +121,11 @@ impl Incoming {
     ///
     /// [`WriteError::NoSpace`], [`WriteError::Io`]; nothing more can be taken in then.
     pub fn append(&mut self, bytes: &[u8]) -> Result<(), WriteError> {
+        let more = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.shared.allowance.spend(more);
         disk::write_at(&self.data, Name::Data, bytes, self.len).map_err(WriteError::from_io)?;
         let before = self.len;
-        self.len += u64::try_from(bytes.len()).unwrap_or(u64::MAX);
+        self.len += more;
         if before / WRITE_BEHIND != self.len / WRITE_BEHIND {
             // Begins to write what is dirty, so that little is left for the flush at the end. It is
             // advice: without it that takes longer.

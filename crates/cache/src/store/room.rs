@@ -1,14 +1,20 @@
-//! How much room the store takes up, and what goes when it is too much.
+//! How much room the store takes up, who is told when it is too much, and what can go.
 
+use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
-use oci::Digest;
+use rustix::fs::FallocateFlags;
+use rustix::io::Errno;
 
+use super::holes::unnamed;
 use super::list::allocated;
 use super::{HoleSupport, INCOMING, LAYERS, QUARANTINE, Store, TRASH};
-use crate::layer::{Layer, SpanState, whole_blocks};
+use crate::disk;
+use crate::layer::{Layer, SpanState, ticks, whole_blocks};
 
 /// The room that a store takes up could not be determined.
 #[derive(Debug, thiserror::Error)]
@@ -18,10 +24,56 @@ pub struct UsageError {
     source: io::Error,
 }
 
+/// How much may still be written, and who is told when it is used up.
+pub(crate) struct Allowance {
+    quota: Option<u64>,
+    left: AtomicU64,
+    told: AtomicBool,
+    tell: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
+
+impl fmt::Debug for Allowance {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Allowance").field("quota", &self.quota).finish_non_exhaustive()
+    }
+}
+
+impl Allowance {
+    /// Nothing may be written before the first measurement.
+    pub(crate) fn new(quota: Option<u64>) -> Self {
+        Self { quota, left: AtomicU64::new(0), told: AtomicBool::new(false), tell: OnceLock::new() }
+    }
+
+    /// Notes a write, which takes up at most so many bytes.
+    pub(crate) fn spend(&self, bytes: u64) {
+        if self.quota.is_none() {
+            return;
+        }
+        let spend = |left: u64| Some(left.saturating_sub(bytes));
+        let before = self.left.fetch_update(Ordering::Relaxed, Ordering::Relaxed, spend);
+        let is_used_up = before.is_ok_and(|before| before < bytes);
+        if is_used_up
+            && !self.told.swap(true, Ordering::Relaxed)
+            && let Some(tell) = self.tell.get()
+        {
+            tell();
+        }
+    }
+
+    /// Starts again from a measurement, during which so much was spent of `left_before`.
+    fn renew(&self, usage: u64, left_before: u64) {
+        let Some(quota) = self.quota else { return };
+        let spent = left_before.saturating_sub(self.left.load(Ordering::Relaxed));
+        let left = quota.saturating_sub(usage).saturating_sub(spent);
+        self.left.store(left, Ordering::Relaxed);
+        self.told.store(false, Ordering::Relaxed);
+    }
+}
+
 /// A piece that can go.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Candidate {
-    /// Sealed layers in use go last: their reads are not seen, so they only look cold.
+    /// Sealed layers go last: their reads are not seen, so they only look cold.
     is_sealed: bool,
     last_use: u32,
     layer: usize,
@@ -35,61 +87,89 @@ impl Store {
     ///
     /// The disk failed.
     pub fn usage(&self) -> Result<u64, UsageError> {
+        let left_before = self.shared.allowance.left.load(Ordering::Relaxed);
         let mut sum = 0_u64;
         for folder in [LAYERS, INCOMING, QUARANTINE, TRASH] {
             let bytes = allocated(&self.root.join(folder));
             sum = sum.saturating_add(bytes.map_err(|source| self.unmeasured(source))?);
         }
+        self.shared.allowance.renew(sum, left_before);
         Ok(sum)
-    }
-
-    /// How many bytes have to go before `coming` more fit the quota; 0 without a quota.
-    ///
-    /// # Errors
-    ///
-    /// The disk failed.
-    pub fn excess(&self, coming: u64) -> Result<u64, UsageError> {
-        let Some(quota) = self.quota else { return Ok(0) };
-        Ok(self.usage()?.saturating_add(coming).saturating_sub(quota))
     }
 
     /// The quota in bytes.
     #[must_use]
-    pub const fn quota(&self) -> Option<u64> {
-        self.quota
+    pub fn quota(&self) -> Option<u64> {
+        self.shared.allowance.quota
     }
 
-    /// Which spans of which layers to give up so that about `needed` bytes become free; fewer if there
-    /// are not enough.
-    ///
-    /// First go layers that nobody has open, whole, those first that were used longest ago: remove
-    /// them. Then spans of open layers, in the order of their last use; those used within the grace
-    /// period stay. Spans of sealed open layers come last; the caller has to make sure that the kernel
-    /// asks again, and unseal, before it evicts them.
+    /// Has `tell` called when the quota may be exceeded: by the write that could have done so since the
+    /// last [`usage`](Self::usage), and not again before the next. It must not block. Only the first
+    /// one is called.
+    pub fn on_quota(&self, tell: Box<dyn Fn() + Send + Sync>) {
+        // A second one has nothing to do.
+        self.shared.allowance.tell.set(tell).ok();
+    }
+
+    /// Whether `bytes` could be written now. They are not kept.
     ///
     /// # Errors
     ///
-    /// The disk failed.
-    pub fn plan_eviction(&self, needed: u64) -> Result<Vec<(Digest, Vec<u32>)>, UsageError> {
-        let mut plan = Vec::new();
-        let mut left = needed;
-        let mut idle = self.list().map_err(|error| self.unmeasured(io::Error::other(error)))?;
-        idle.retain(|layer| !layer.is_open);
-        idle.sort_by_key(|layer| layer.last_used);
-        for layer in idle {
-            if left == 0 {
-                return Ok(plan);
+    /// The disk failed otherwise than by being full.
+    pub fn has_room(&self, bytes: u64) -> Result<bool, UsageError> {
+        let reserve = || -> io::Result<bool> {
+            let file = unnamed(&self.root)?;
+            // What the file system does not tell by its figures, a user's quota, is told by doing it.
+            match rustix::fs::fallocate(&file, FallocateFlags::KEEP_SIZE, 0, bytes) {
+                Ok(()) => Ok(true),
+                Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                    let figures = rustix::fs::fstatvfs(&file)?;
+                    Ok(figures.f_bavail.saturating_mul(figures.f_frsize) >= bytes)
+                }
+                Err(errno) => Err(errno.into()),
             }
-            left = left.saturating_sub(layer.allocated);
-            plan.push((layer.digest, (0..layer.spans).collect()));
+        };
+        match reserve() {
+            Err(error) if disk::is_full(&error) => Ok(false),
+            result => result.map_err(|source| self.unmeasured(source)),
         }
-        if left > 0 && self.holes == HoleSupport::Full {
-            let mut open: Vec<Arc<Layer>> =
-                self.open.lock().values().filter_map(Weak::upgrade).collect();
-            open.sort_by_key(|layer| *layer.digest());
-            plan.extend(plan_spans(&open, left));
+    }
+
+    /// Which spans of `layers`, which are open, to give up so that about `needed` bytes become free;
+    /// fewer if there are not enough, none if the file system does not give holes back.
+    ///
+    /// They come in the order of their last use; those used within the last `idle` stay. Spans of
+    /// sealed layers come last, one layer after the other: the caller makes sure that the kernel asks
+    /// again, and unseals, before it evicts them.
+    #[must_use]
+    pub fn plan_eviction(
+        &self,
+        layers: &[Arc<Layer>],
+        needed: u64,
+        idle: Duration,
+    ) -> Vec<(Arc<Layer>, Vec<u32>)> {
+        if self.holes != HoleSupport::Full {
+            return Vec::new();
         }
-        Ok(plan)
+        let mut chosen: Vec<Vec<u32>> = vec![Vec::new(); layers.len()];
+        let mut order = Vec::new();
+        let mut left = needed;
+        for Candidate { layer: at, span, .. } in candidates(layers, ticks(idle)) {
+            if left == 0 {
+                break;
+            }
+            let (Some(layer), Some(spans)) = (layers.get(at), chosen.get_mut(at)) else { continue };
+            let blocks = whole_blocks(&layer.shape().range(span), layer.shape().bytes);
+            left = left.saturating_sub(blocks.end - blocks.start);
+            if spans.is_empty() {
+                order.push(at);
+            }
+            spans.push(span);
+        }
+        let chosen = order.into_iter().filter_map(|at| {
+            Some((Arc::clone(layers.get(at)?), std::mem::take(chosen.get_mut(at)?)))
+        });
+        chosen.collect()
     }
 
     fn unmeasured(&self, source: io::Error) -> UsageError {
@@ -97,36 +177,22 @@ impl Store {
     }
 }
 
-fn plan_spans(layers: &[Arc<Layer>], needed: u64) -> Vec<(Digest, Vec<u32>)> {
+/// Everything that can go, the coldest first.
+fn candidates(layers: &[Arc<Layer>], idle: u32) -> Vec<Candidate> {
     let mut candidates: Vec<Candidate> = Vec::new();
     for (at, layer) in layers.iter().enumerate() {
         let is_sealed = layer.is_sealed();
-        let goes = |span: &u32| layer.state(*span) != SpanState::Missing && !layer.is_in_use(*span);
-        candidates.extend((0..layer.shape().span_count()).filter(goes).map(|span| Candidate {
+        let spans = 0..layer.shape().span_count();
+        let last = spans.clone().map(|span| layer.last_use(span)).max().unwrap_or_default();
+        let goes =
+            |span: &u32| layer.state(*span) != SpanState::Missing && !layer.is_in_use(*span, idle);
+        candidates.extend(spans.filter(goes).map(|span| Candidate {
             is_sealed,
-            last_use: layer.last_use(span),
+            last_use: if is_sealed { last } else { layer.last_use(span) },
             layer: at,
             span,
         }));
     }
     candidates.sort_unstable();
-    let mut chosen: Vec<Vec<u32>> = vec![Vec::new(); layers.len()];
-    let mut order = Vec::new();
-    let mut left = needed;
-    for Candidate { layer: at, span, .. } in candidates {
-        if left == 0 {
-            break;
-        }
-        let (Some(layer), Some(spans)) = (layers.get(at), chosen.get_mut(at)) else { continue };
-        let blocks = whole_blocks(&layer.shape().range(span), layer.shape().bytes);
-        left = left.saturating_sub(blocks.end - blocks.start);
-        if spans.is_empty() {
-            order.push(at);
-        }
-        spans.push(span);
-    }
-    order
-        .into_iter()
-        .filter_map(|at| Some((*layers.get(at)?.digest(), std::mem::take(chosen.get_mut(at)?))))
-        .collect()
+    candidates
 }

@@ -56,8 +56,6 @@ fn a_new_store_is_private_and_empty() {
         assert_eq!(fs::metadata(folder).unwrap().permissions().mode() & 0o777, 0o700);
     }
     assert_eq!(store.list().unwrap(), []);
-    assert_eq!(store.plan_eviction(u64::MAX).unwrap(), []);
-    assert_eq!(store.excess(u64::MAX).unwrap(), 0, "without a quota everything fits");
     assert_eq!(store.supports_holes(), HoleSupport::Full, "tests need a file system with holes");
     assert_eq!(
         names_in(&root),
@@ -237,52 +235,59 @@ fn what_a_crash_left_is_cleared_away() {
 #[test]
 fn use_is_measured_in_blocks_and_held_against_the_quota() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path(), options(Some(4 * SPAN))).unwrap();
-    assert_eq!(store.quota(), Some(4 * SPAN));
+    let store = Store::open(folder.path(), options(Some(8 * SPAN))).unwrap();
+    assert_eq!(store.quota(), Some(8 * SPAN));
+    let told = Arc::new(AtomicU32::new(0));
+    let count = Arc::clone(&told);
+    store.on_quota(Box::new(move || {
+        count.fetch_add(1, Ordering::Relaxed);
+    }));
+    let told = || told.load(Ordering::Relaxed);
+    assert_eq!(store.usage().unwrap(), 16 << 10, "four folders");
     let sparse = layer(&store, "a", 1000, 2);
     sparse.data().sync_all().unwrap();
+    assert_eq!(told(), 0);
     let usage = store.usage().unwrap();
     assert!((2 * SPAN..3 * SPAN).contains(&usage), "{usage}");
-    assert_eq!(store.excess(0).unwrap(), 0);
-    assert_eq!(store.excess(4 * SPAN).unwrap(), usage);
+    layer(&store, "a", 1000, 1);
+    assert_eq!(told(), 0, "there is room for one more");
+    layer(&store, "a", 1000, 5);
+    assert_eq!(told(), 1, "writes count, whether they take room or not");
+    store.usage().unwrap();
+    layer(&store, "a", 1000, 1);
+    assert_eq!(told(), 1, "the measurement found that there is room");
+    layer(&store, "a", 1000, 9);
+    assert_eq!(told(), 2);
+}
+
+/// What is to go, by names.
+fn plan(store: &Store, layers: &[Arc<Layer>], needed: u64) -> Vec<(Digest, Vec<u32>)> {
+    let plan = store.plan_eviction(layers, needed, Duration::ZERO);
+    plan.into_iter().map(|(layer, spans)| (*layer.digest(), spans)).collect()
 }
 
 #[test]
-fn idle_layers_go_before_spans_and_sealed_ones_last() {
+fn sealed_layers_go_last() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let sealed = layer(&store, "sealed", 2, 2);
     sealed.seal(named("tar"), 2 * SPAN).unwrap();
     let used = layer(&store, "used", 3, 2);
-    let old = std::time::SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
-    for name in ["young", "old"] {
-        drop(layer(&store, name, 1, 1));
-    }
-    File::open(store.folder(&named("old"))).unwrap().set_modified(old).unwrap();
-
-    assert_eq!(store.plan_eviction(0).unwrap(), []);
-    assert_eq!(store.plan_eviction(1).unwrap(), [(named("old"), vec![0])]);
-    let all = [
-        (named("old"), vec![0]),
-        (named("young"), vec![0]),
-        (named("used"), vec![0, 1]),
-        (named("sealed"), vec![0, 1]),
-    ];
-    assert_eq!(store.plan_eviction(u64::MAX).unwrap(), all);
+    let layers = [sealed, used];
+    assert_eq!(plan(&store, &layers, 0), []);
+    assert_eq!(plan(&store, &layers, 1), [(named("used"), vec![0])]);
+    let all = [(named("used"), vec![0, 1]), (named("sealed"), vec![0, 1])];
+    assert_eq!(plan(&store, &layers, u64::MAX), all);
 
     // What the plan says frees what was asked for.
     let before = store.usage().unwrap();
-    for (digest, spans) in store.plan_eviction(u64::MAX).unwrap() {
-        if store.is_open(&digest) {
-            let layer = store.stored(&digest).unwrap().unwrap();
-            layer.unseal().unwrap();
-            assert_eq!(layer.evict(&spans).unwrap().punched, 2 * SPAN);
-        } else {
-            store.remove(&digest).unwrap();
-        }
+    for (layer, spans) in store.plan_eviction(&layers, u64::MAX, Duration::ZERO) {
+        layer.unseal().unwrap();
+        let evicted = layer.evict(&spans, Duration::ZERO, &|_| false).unwrap();
+        assert_eq!(evicted.punched, 2 * SPAN);
     }
-    assert!(store.usage().unwrap() <= before - 6 * SPAN);
-    assert_eq!((sealed.state(0), used.state(1)), (SpanState::Missing, SpanState::Missing));
+    assert!(store.usage().unwrap() <= before - 4 * SPAN);
+    assert!(layers.iter().all(|layer| layer.state(1) == SpanState::Missing));
 }
 
 #[test]
@@ -296,18 +301,19 @@ fn the_span_used_longest_ago_goes_first() {
         }
     }
     let mut expected = vec![(named("b"), vec![2, 1]), (named("a"), vec![1])];
-    assert_eq!(store.plan_eviction(3 * SPAN).unwrap(), expected);
+    assert_eq!(plan(&store, &layers, 3 * SPAN), expected);
     expected[0].1.push(0);
-    assert_eq!(store.plan_eviction(3 * SPAN + 1).unwrap(), expected);
+    assert_eq!(plan(&store, &layers, 3 * SPAN + 1), expected);
 }
 
 #[test]
 fn what_was_just_used_stays() {
     let folder = tempfile::tempdir().unwrap();
-    let store = Store::open(folder.path(), options(None)).unwrap();
+    let store = open(folder.path());
     let layer = layer(&store, "a", 2, 2);
-    assert_eq!(store.plan_eviction(u64::MAX).unwrap(), []);
-    assert!(layer.evict(&[0, 1]).unwrap().spans.is_empty());
+    let idle = Duration::from_mins(1);
+    assert!(store.plan_eviction(&[Arc::clone(&layer)], u64::MAX, idle).is_empty());
+    assert!(layer.evict(&[0, 1], idle, &|_| false).unwrap().spans.is_empty());
     let mut byte = [0];
     layer.data().read_exact_at(&mut byte, 0).unwrap();
     assert_eq!(byte, [7]);

@@ -44,7 +44,8 @@ impl Daemon {
 
     /// Removes layers that no mount uses until the cache fits its quota, with `coming` bytes more.
     pub(super) fn make_room(&self, coming: u64) -> Result<()> {
-        let excess = self.store.excess(coming)?;
+        let Some(quota) = self.store.quota() else { return Ok(()) };
+        let excess = self.store.usage()?.saturating_add(coming).saturating_sub(quota);
         let mut freed = 0;
         for digest in self.unused_layers()? {
             if freed >= excess {

@@ -14,18 +14,18 @@ fn life(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
         fill(&layer, span)?;
     }
     layer.mark_clean()?;
-    layer.evict(&[1])?;
+    evict(&layer, &[1])?;
     fill(&layer, 1)?;
-    layer.evict(&[0, 2])?;
+    evict(&layer, &[0, 2])?;
     layer.mark_clean()?;
     for span in [0, 2, 4, 5] {
         fill(&layer, span)?;
     }
-    layer.evict(&[4])?;
+    evict(&layer, &[4])?;
     fill(&layer, 4)?;
     layer.seal(diff_id, 50_001)?;
     layer.unseal()?;
-    layer.evict(&[3, 4])?;
+    evict(&layer, &[3, 4])?;
     fill(&layer, 3)?;
     fill(&layer, 4)?;
     layer.seal(diff_id, 50_001)?;
@@ -33,7 +33,7 @@ fn life(folder: &Path) -> Result<(), Box<dyn std::error::Error>> {
     // Another index takes over the sealed bytes.
     let layer = open_in(folder, "a", other_shape())?;
     layer.unseal()?;
-    layer.evict(&[1])?;
+    evict(&layer, &[1])?;
     layer.write_at(20_000, &bytes_of(20_000..50_001))?;
     layer.mark_present(1, crc32c::crc32c(&bytes_of(20_000..50_001)))?;
     layer.mark_clean()?;

@@ -3,6 +3,7 @@
 use std::process::Command;
 
 use super::*;
+use crate::store::{HoleSupport, Store, StoreOptions};
 
 /// A small file system; unmounted when dropped, also when the test fails.
 struct SmallDisk {
@@ -66,7 +67,7 @@ fn check(disk: &SmallDisk) {
     assert_right_where_present(&layer);
 
     // The room of evicted spans is enough to go on.
-    assert_eq!(layer.evict(&[0, 1]).unwrap().spans, [0, 1]);
+    assert_eq!(evict(&layer, &[0, 1]).unwrap().spans, [0, 1]);
     fill(&layer, failed).unwrap();
     assert_right_where_present(&layer);
     layer.mark_clean().unwrap();
@@ -85,6 +86,29 @@ fn a_full_ext4_is_told_apart_and_survived() {
 #[test]
 fn a_full_tmpfs_is_told_apart_and_survived() {
     check(&SmallDisk::tmpfs(8 << 20));
+}
+
+#[test]
+fn a_store_is_opened_and_measured_on_a_full_disk() {
+    for disk in [SmallDisk::ext4(16 << 20), SmallDisk::tmpfs(1 << 20)] {
+        let root = disk.path().join("store");
+        let options = StoreOptions { quota: None, boot_id: "a".to_owned() };
+        let store = Store::open(&root, options.clone()).unwrap();
+        assert!(store.has_room(512 << 10).unwrap());
+        assert!(!store.has_room(64 << 20).unwrap());
+        drop(store);
+        let ballast = disk.path().join("ballast");
+        let mut file = File::create(&ballast).unwrap();
+        for piece in [64 << 10, 1] {
+            while io::Write::write_all(&mut file, &vec![1; piece]).is_ok() {}
+        }
+        let store = Store::open(&root, options).unwrap();
+        assert_eq!(store.supports_holes(), HoleSupport::Full);
+        assert!(!store.has_room(64 << 10).unwrap());
+        drop(file);
+        std::fs::remove_file(ballast).unwrap();
+        assert!(store.has_room(64 << 10).unwrap());
+    }
 }
 
 #[test]

@@ -164,7 +164,7 @@ impl World {
     }
 
     fn evict(&mut self, spans: &[u32]) {
-        let Ok(evicted) = self.layer().evict(spans) else {
+        let Ok(evicted) = evict(self.layer(), spans) else {
             assert!(self.layer().is_sealed());
             return;
         };
