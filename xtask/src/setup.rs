@@ -27,6 +27,9 @@ const HOST_PACKAGES: &[&str] = &[
     "erofs-utils",
     "attr",
     "libcap2-bin",
+    // mkfs.ext4 for small disks, and strace, which kills a daemon at a given step
+    "e2fsprogs",
+    "strace",
 ];
 
 /// File systems that tests mount.

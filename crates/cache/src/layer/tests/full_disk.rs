@@ -1,56 +1,9 @@
 //! A disk without room: a small ext4 and a small tmpfs, mounted for the test (needs root).
 
-use std::process::Command;
+use testkit::disk::SmallDisk;
 
 use super::*;
 use crate::store::{HoleSupport, Store, StoreOptions};
-
-/// A small file system; unmounted when dropped, also when the test fails.
-struct SmallDisk {
-    folder: tempfile::TempDir,
-}
-
-impl SmallDisk {
-    fn tmpfs(bytes: u64) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        run(
-            "mount",
-            &["-t", "tmpfs", "-o", &format!("size={bytes}"), "tmpfs"],
-            &folder.path().join("disk"),
-        );
-        Self { folder }
-    }
-
-    fn ext4(bytes: u64) -> Self {
-        let folder = tempfile::tempdir().unwrap();
-        let image = folder.path().join("image");
-        File::create(&image).unwrap().set_len(bytes).unwrap();
-        run("mkfs.ext4", &["-q", "-F", "-m", "0", "-O", "^has_journal"], &image);
-        let disk = folder.path().join("disk");
-        run("mount", &["-o", "loop", image.to_str().unwrap()], &disk);
-        Self { folder }
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.folder.path().join("disk")
-    }
-}
-
-impl Drop for SmallDisk {
-    fn drop(&mut self) {
-        Command::new("umount").arg("-l").arg(self.path()).status().ok();
-    }
-}
-
-/// Runs a tool on a path; the path of a mount is made first.
-fn run(tool: &str, args: &[&str], path: &Path) {
-    if tool == "mount" {
-        std::fs::create_dir(path).unwrap();
-    }
-    let status = Command::new(tool).args(args).arg(path).status();
-    let status = status.unwrap_or_else(|error| panic!("`{tool}` is needed for this test: {error}"));
-    assert!(status.success(), "{tool} failed; this test needs root");
-}
 
 fn check(disk: &SmallDisk) {
     let span_len: u64 = 1 << 20;
@@ -80,32 +33,27 @@ fn check(disk: &SmallDisk) {
 
 #[test]
 fn a_full_ext4_is_told_apart_and_survived() {
-    check(&SmallDisk::ext4(16 << 20));
+    check(&SmallDisk::ext4(16 << 20).unwrap());
 }
 
 #[test]
 fn a_full_tmpfs_is_told_apart_and_survived() {
-    check(&SmallDisk::tmpfs(8 << 20));
+    check(&SmallDisk::tmpfs(8 << 20).unwrap());
 }
 
 #[test]
 fn a_store_is_opened_and_measured_on_a_full_disk() {
-    for disk in [SmallDisk::ext4(16 << 20), SmallDisk::tmpfs(1 << 20)] {
+    for disk in [SmallDisk::ext4(16 << 20).unwrap(), SmallDisk::tmpfs(1 << 20).unwrap()] {
         let root = disk.path().join("store");
         let options = StoreOptions { quota: None, boot_id: "a".to_owned() };
         let store = Store::open(&root, options.clone()).unwrap();
         assert!(store.has_room(512 << 10).unwrap());
         assert!(!store.has_room(64 << 20).unwrap());
         drop(store);
-        let ballast = disk.path().join("ballast");
-        let mut file = File::create(&ballast).unwrap();
-        for piece in [64 << 10, 1] {
-            while io::Write::write_all(&mut file, &vec![1; piece]).is_ok() {}
-        }
+        let ballast = disk.fill("ballast").unwrap();
         let store = Store::open(&root, options).unwrap();
         assert_eq!(store.supports_holes(), HoleSupport::Full);
         assert!(!store.has_room(64 << 10).unwrap());
-        drop(file);
         std::fs::remove_file(ballast).unwrap();
         assert!(store.has_room(64 << 10).unwrap());
     }
@@ -113,7 +61,7 @@ fn a_store_is_opened_and_measured_on_a_full_disk() {
 
 #[test]
 fn a_layer_that_cannot_be_started_says_so() {
-    let disk = SmallDisk::tmpfs(64 << 10);
+    let disk = SmallDisk::tmpfs(64 << 10).unwrap();
     std::fs::write(disk.path().join("ballast"), vec![1; 60 << 10]).unwrap();
     let spans: Vec<u64> = (0..4096).map(|span| span * 4096).collect();
     let shape = LayerShape { bytes: 4096 * 4096, spans, index: Digest::of(b"index") };
