@@ -48,6 +48,7 @@ impl Group {
         let flags = libc::FAN_CLASS_PRE_CONTENT
             | libc::FAN_UNLIMITED_QUEUE
             | libc::FAN_UNLIMITED_MARKS
+            | libc::FAN_REPORT_TID
             | libc::FAN_CLOEXEC
             | libc::FAN_NONBLOCK;
         let event_flags = (libc::O_RDWR | libc::O_LARGEFILE | libc::O_CLOEXEC).cast_unsigned();
@@ -270,7 +271,7 @@ impl Event {
         self.range.clone()
     }
 
-    /// The process that reads. 0 if it is not visible in our process namespace.
+    /// The thread that reads. 0 if it is not visible in our process namespace.
     #[must_use]
     pub fn pid(&self) -> i32 {
         self.pid

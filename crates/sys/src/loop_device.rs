@@ -15,6 +15,7 @@ use crate::fanotify::FileId;
 const LOOP_CLR_FD: Opcode = 0x4C01;
 const LOOP_GET_STATUS64: Opcode = 0x4C05;
 const LOOP_CHANGE_FD: Opcode = 0x4C06;
+const LOOP_SET_DIRECT_IO: Opcode = 0x4C08;
 const LOOP_CONFIGURE: Opcode = 0x4C0A;
 const LOOP_CTL_GET_FREE: Opcode = 0x4C82;
 
@@ -166,6 +167,19 @@ impl LoopDevice {
         let change = unsafe { IntegerSetter::<LOOP_CHANGE_FD>::new_usize(number) };
         // SAFETY: as above; the kernel takes its own reference to the file.
         Ok(unsafe { rustix::ioctl::ioctl(&self.device, change) }?)
+    }
+
+    /// Sets whether the file below is read through its page cache. The kernel does so of its own accord
+    /// when the file below is changed for one that cannot be read otherwise.
+    ///
+    /// # Errors
+    /// `EINVAL` if the file's file system cannot do without.
+    pub fn set_caching(&self, caching: Caching) -> io::Result<()> {
+        let direct = usize::from(caching == Caching::Direct);
+        // SAFETY: LOOP_SET_DIRECT_IO takes 0 or 1, not a pointer.
+        let set = unsafe { IntegerSetter::<LOOP_SET_DIRECT_IO>::new_usize(direct) };
+        // SAFETY: as above.
+        Ok(unsafe { rustix::ioctl::ioctl(&self.device, set) }?)
     }
 
     /// Which file is below, and how.

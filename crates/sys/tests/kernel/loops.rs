@@ -7,7 +7,7 @@ use std::os::unix::fs::FileExt;
 use rustix::fs::Advice;
 use rustix::io::Errno;
 use sys::fanotify::FileId;
-use sys::loop_device::{Access, LoopDevice, LoopOptions, OnLastClose};
+use sys::loop_device::{Access, Caching, LoopDevice, LoopOptions, OnLastClose};
 use sys::mount::{Unmount, mount_erofs, unmount};
 use tempfile::TempDir;
 
@@ -83,6 +83,11 @@ fn the_file_below_a_mount_can_be_changed() {
     drop(served);
     rustix::fs::fadvise(File::open(&mounted).unwrap(), 0, None, Advice::DontNeed).unwrap();
     assert!(std::fs::read(&mounted).unwrap() == bytes);
+
+    device.set_caching(Caching::Direct).unwrap();
+    assert_eq!(device.status().unwrap().caching, Caching::Direct);
+    device.set_caching(Caching::Buffered).unwrap();
+    assert_eq!(device.status().unwrap().caching, Caching::Buffered);
 
     let shorter = tempfile::tempfile().unwrap();
     shorter.set_len(512).unwrap();

@@ -104,6 +104,12 @@ pub(crate) fn reader(path: &Path, offset: u64, len: usize) -> JoinHandle<io::Res
     })
 }
 
+/// Whether it is one of our threads, but not the first, which is also the process.
+pub(crate) fn is_own_thread(pid: i32) -> bool {
+    let is_first = u32::try_from(pid) == Ok(std::process::id());
+    !is_first && Path::new(&format!("/proc/self/task/{pid}")).exists()
+}
+
 /// Bytes that differ from place to place and are never zero.
 pub(crate) fn content(len: usize) -> Vec<u8> {
     (0..len).map(|at| u8::try_from((at / 251 + at) % 255).unwrap() + 1).collect()
