@@ -122,13 +122,18 @@ fn keep(
     respawn: bool,
 ) -> Result<keeper::Client> {
     let socket = root.join("keeper.sock");
+    let respawn = if respawn { crate::spawn::respawn(common, root, tuning)? } else { Vec::new() };
     let client = match keeper::Client::connect(&socket) {
         Ok(client) => client,
         Err(_nobody) => {
-            let mut command = crate::spawn::keeper(common, root, tuning, respawn)?;
+            let mut command = crate::spawn::keeper(common, root, &respawn)?;
             keeper::start(&mut command, &socket).context("starting the keeper")?
         }
     };
+    // One that is there already knows how its first daemon was started.
+    if let Err(err) = client.respawn(&respawn) {
+        tracing::warn!(error = %err, "if the daemon dies it is started as before");
+    }
     client.daemon().context("greeting the keeper")?;
     Ok(client)
 }

@@ -26,19 +26,29 @@ fn daemon_arguments(common: &GlobalArguments, root: &Path, tuning: &DaemonTuning
     arguments
 }
 
-/// The command that runs a keeper; with `respawn` it starts the daemon again when that dies.
-pub(crate) fn keeper(
+/// The command line that starts a daemon like this one again.
+pub(crate) fn respawn(
     common: &GlobalArguments,
     root: &Path,
     tuning: &DaemonTuning,
-    respawn: bool,
+) -> Result<Vec<OsString>> {
+    // The keeper outlives this file, so it must know it by its name.
+    let exe = installed(std::env::current_exe().context("finding our own program")?);
+    let mut command = vec![exe.into_os_string()];
+    command.extend(daemon_arguments(common, root, tuning));
+    Ok(command)
+}
+
+/// The command that runs a keeper, which starts the daemon again by the command line `respawn`.
+pub(crate) fn keeper(
+    common: &GlobalArguments,
+    root: &Path,
+    respawn: &[OsString],
 ) -> Result<Command> {
     let mut command = Command::new(program());
     command.arg("--root").arg(root).arg("--log").arg(&common.log).arg("keeper");
-    if respawn {
-        // The keeper outlives this file, so it must know it by its name.
-        let exe = installed(std::env::current_exe().context("finding our own program")?);
-        command.arg("--").arg(exe).args(daemon_arguments(common, root, tuning));
+    if !respawn.is_empty() {
+        command.arg("--").args(respawn);
     }
     detach(&mut command, root)?;
     Ok(command)

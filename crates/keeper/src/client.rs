@@ -1,7 +1,9 @@
 //! The daemon's side.
 
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -11,7 +13,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::net::sockopt::{Timeout, set_socket_timeout};
 use sys::descriptors::{self, Received};
 
-use crate::protocol::{Held, MAX_PACKET_LEN, Refusal, Reply, Request, is_valid};
+use crate::protocol::{Held, MAX_PACKET_LEN, Refusal, Reply, Request, is_command, is_valid};
 
 /// The keeper does nothing but answer. One that takes longer is stopped or swapped out.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -81,6 +83,26 @@ impl Client {
     /// [`ClientError::Gone`].
     pub fn daemon(&self) -> Result<(), ClientError> {
         self.done("serve", "", Request::Daemon, &[])
+    }
+
+    /// Tells the keeper with which command line the daemon is started when it dies, in place of what the
+    /// keeper was told before. With an empty one it is not started.
+    ///
+    /// # Errors
+    /// [`ClientError::Refused`] by an older keeper, [`ClientError::Invalid`] for a command line of more
+    /// than 4 KiB or with zero bytes, [`ClientError::Gone`].
+    pub fn respawn(&self, command: &[OsString]) -> Result<(), ClientError> {
+        let mut bytes = Vec::new();
+        for argument in command {
+            bytes.extend_from_slice(argument.as_bytes());
+            bytes.push(0);
+        }
+        let is_plain = command.iter().all(|argument| !argument.as_bytes().contains(&0));
+        if !is_plain || !is_command(&bytes) {
+            let name = "the daemon's command line".to_owned();
+            return Err(ClientError::Invalid { name, note_len: bytes.len() });
+        }
+        self.done("start", "the daemon", Request::Respawn { command: &bytes }, &[])
     }
 
     /// Tells the keeper that this process ends on purpose. What it holds stays.
@@ -257,7 +279,7 @@ pub enum StartError {
     #[error("cannot run {program:?} as keeper")]
     Spawn {
         /// Which program.
-        program: std::ffi::OsString,
+        program: OsString,
         /// Why not.
         source: io::Error,
     },
@@ -265,7 +287,7 @@ pub enum StartError {
     #[error("{program:?} ended before it was ready to keep anything")]
     Ended {
         /// Which program.
-        program: std::ffi::OsString,
+        program: OsString,
     },
     /// It listens, but not for us.
     #[error("cannot connect to the new keeper")]

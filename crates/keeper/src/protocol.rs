@@ -2,7 +2,8 @@
 //!
 //! One message is one packet of a unix seqpacket socket: a byte that says what it is, then its
 //! fields. A name is preceded by its length in two little-endian bytes; a note is the rest of the
-//! packet. `Put` and `Held` carry one descriptor. New messages may be added; these keep their form.
+//! packet. A command line is the rest of the packet, with a zero byte after each argument. `Put` and
+//! `Held` carry one descriptor. New messages may be added; these keep their form.
 
 use std::os::fd::OwnedFd;
 
@@ -43,6 +44,8 @@ pub(crate) enum Request<'a> {
     Goodbye,
     /// Close everything and end.
     Shutdown,
+    /// Start the daemon with this command line from now on, or not at all if it is empty.
+    Respawn { command: &'a [u8] },
 }
 
 /// What the keeper says.
@@ -84,6 +87,7 @@ impl Request<'_> {
             Self::Daemon => vec![5],
             Self::Goodbye => vec![6],
             Self::Shutdown => vec![7],
+            Self::Respawn { command } => [&[8], *command].concat(),
         }
     }
 }
@@ -99,6 +103,7 @@ impl<'a> Request<'a> {
             5 => Some(Self::Daemon),
             6 => Some(Self::Goodbye),
             7 => Some(Self::Shutdown),
+            8 => is_command(rest).then_some(Self::Respawn { command: rest }),
             _ => None,
         }
     }
@@ -153,6 +158,11 @@ pub(crate) fn is_valid(name: &str, note: &[u8]) -> bool {
     (1..=MAX_NAME_LEN).contains(&name.len()) && note.len() <= MAX_NOTE_LEN
 }
 
+/// Whether it is arguments with a zero byte after each.
+pub(crate) fn is_command(command: &[u8]) -> bool {
+    command.len() < MAX_PACKET_LEN && command.last().is_none_or(|last| *last == 0)
+}
+
 fn named(kind: u8, name: &str, note: &[u8]) -> Vec<u8> {
     let len = u16::try_from(name.len()).expect("checked by `is_valid` before");
     [&[kind], len.to_le_bytes().as_slice(), name.as_bytes(), note].concat()
@@ -188,6 +198,9 @@ mod tests {
         {
             check_request(request);
         }
+        for command in [&b""[..], b"one\0", b"one\0\0two\0"] {
+            check_request(Request::Respawn { command });
+        }
         for refusal in [Refusal::Unknown, Refusal::NotHeld, Refusal::NoDescriptor] {
             check_reply(Reply::Refused(refusal));
         }
@@ -203,6 +216,7 @@ mod tests {
         assert_eq!(put.encode(), b"\x01\x02\x00abxyz");
         assert_eq!(Reply::Held { name: "ab", note: b"xyz" }.encode(), b"\x83\x02\x00abxyz");
         assert_eq!(Request::Shutdown.encode(), [7]);
+        assert_eq!(Request::Respawn { command: b"a\0b\0" }.encode(), b"\x08a\0b\0");
         assert_eq!(Reply::Pid(258).encode(), [133, 2, 1, 0, 0]);
     }
 
@@ -215,7 +229,8 @@ mod tests {
     fn other_packets_are_refused() {
         check_not_a_request(b"");
         check_not_a_request(b"\x00");
-        check_not_a_request(b"\x08");
+        check_not_a_request(b"\x09");
+        check_not_a_request(b"\x08no end");
         check_not_a_request(b"\x01");
         check_not_a_request(b"\x01\x00\x00note without a name");
         check_not_a_request(b"\x01\x05\x00abc");

@@ -1,8 +1,9 @@
 //! Which process is the daemon, and starting it again when it dies.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,15 @@ impl Daemons {
     pub(crate) fn new(command: Option<Vec<OsString>>, oom_score: Option<String>) -> Self {
         let command = command.filter(|command| !command.is_empty());
         Self { command, oom_score, processes: Vec::new(), due: None, delay: FIRST_DELAY }
+    }
+
+    /// From now on the daemon is started with another command line: arguments with a zero byte after
+    /// each. With an empty one it is not started.
+    pub(crate) fn start_with(&mut self, command: &[u8]) {
+        let arguments = command.split_inclusive(|byte| *byte == 0);
+        let arguments = arguments.map(|argument| argument.strip_suffix(&[0]).unwrap_or(argument));
+        let arguments = arguments.map(|argument| OsStr::from_bytes(argument).to_owned());
+        self.command = Some(arguments.collect()).filter(|command: &Vec<_>| !command.is_empty());
     }
 
     /// To be polled for `IN`; [`look_after`](Self::look_after) does the rest.

@@ -287,6 +287,10 @@ impl Keeper {
                 self.daemons.goodbye(peer.pid);
                 Reply::Done.into()
             }
+            (Some(Request::Respawn { command }), _) => {
+                self.daemons.start_with(command);
+                Reply::Done.into()
+            }
             (Some(Request::Shutdown), _) => {
                 tracing::info!(n_held = self.held.len(), "told to shut down");
                 Answer::Shutdown

@@ -2,6 +2,7 @@
 //! 6.15 and a folder for temporary files on ext4, xfs or btrfs.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
@@ -257,6 +258,28 @@ fn a_killed_daemon_is_started_again() {
     let long_after = Duration::from_millis(700);
     assert!(!readable_within(&rig.listener, long_after), "it is started all the same");
     assert!(!keeper.closed());
+}
+
+#[test]
+fn a_daemon_is_started_as_its_successor_wants_it() {
+    let mut rig = Rig::new();
+    let keeper = rig.keeper(Some("dying"));
+    let command = rig.command("daemon");
+    let mut words = vec![command.get_program().to_owned()];
+    words.extend(command.get_args().map(OsStr::to_owned));
+    keeper.respawn(&words).unwrap();
+    rig.start("daemon");
+    let first = rig.reported();
+    kill_process(first.pid, Signal::KILL).unwrap();
+    let second = rig.reported();
+    assert!(second.text.starts_with("daemon"), "{}", second.text);
+    keeper.respawn(&[]).unwrap();
+    kill_process(second.pid, Signal::KILL).unwrap();
+    assert!(!readable_within(&rig.listener, Duration::from_millis(700)), "nobody wants it");
+    for words in [vec!["zero\0byte".into()], vec!["long".repeat(2000).into()]] {
+        let err = keeper.respawn(&words).expect_err("it cannot be sent");
+        assert!(matches!(err, ClientError::Invalid { .. }), "{err:?}");
+    }
 }
 
 #[test]
