@@ -404,6 +404,8 @@ const MAX_STREAMED_SPAN: u64 = 4 << 20;
 /// Writes a file that is either the old one or the new one, also after this process was killed.
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     let tmp = path.with_extension("new");
-    fs::write(&tmp, bytes)?;
-    fs::rename(&tmp, path)
+    // On a full disk it may be there, and empty.
+    fs::write(&tmp, bytes)
+        .and_then(|()| fs::rename(&tmp, path))
+        .inspect_err(|_| fs::remove_file(&tmp).unwrap_or_default())
 }

@@ -133,9 +133,15 @@ pub(crate) fn read(file: &File, most: u64) -> io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// Whether the disk, or the user's share of it, is full.
+/// Whether an error came about because a disk, or the user's share of it, is full.
+#[must_use]
+pub fn is_no_room(error: &(dyn std::error::Error + 'static)) -> bool {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes.filter_map(|cause| cause.downcast_ref()).any(is_full)
+}
+
 pub(crate) fn is_full(error: &io::Error) -> bool {
-    matches!(Errno::from_io_error(error), Some(Errno::NOSPC | Errno::DQUOT))
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
 }
 
 #[cfg(not(test))]

@@ -25,7 +25,7 @@ mod usage;
 mod verify;
 
 pub use doubt::{CheckError, SyncError};
-pub(crate) use evict::whole_blocks;
+pub(crate) use evict::{BLOCK, whole_blocks};
 pub use evict::{EvictError, Evicted};
 pub(crate) use open::{Opening, read_map, read_marker};
 pub(crate) use seal::crc_of_all;
@@ -254,7 +254,8 @@ impl Layer {
         for span in spans {
             self.note_use(span);
         }
-        self.shared.allowance.spend(len);
+        // Blocks at both ends may be new.
+        self.shared.allowance.spend(len.saturating_add(2 * BLOCK));
         disk::write_at(&self.data, Name::Data, bytes, offset).map_err(WriteError::from_io)
     }
 
@@ -327,10 +328,9 @@ impl Layer {
         self.unchecked_bytes.load(Ordering::Relaxed)
     }
 
-    /// The first span whose bytes are not here, be it in doubt or not.
+    /// The first span from `from` on whose bytes are not here; those in doubt are.
     #[must_use]
-    pub fn first_absent(&self) -> Option<u32> {
-        let mut from = 0;
+    pub fn first_absent(&self, mut from: u32) -> Option<u32> {
         while let Some(span) = self.present.first_outside(from) {
             if !self.unchecked.contains(span) {
                 return Some(span);

@@ -36,6 +36,7 @@ mod marker;
 mod store;
 
 pub use bits::SpanSet;
+pub use disk::is_no_room;
 pub use layer::{
     CheckError, Discarded, EvictError, Evicted, Layer, LayerShape, Reading, Report, SealError,
     SpanState, SyncError, UnsealError, WriteError,

@@ -130,7 +130,8 @@ impl Buffers {
     }
 }
 
-/// Checks, inflates and writes one span; readers are woken as their bytes are written.
+/// Checks, inflates and writes one span, unless it is there; readers are woken as their bytes are
+/// written.
 pub(crate) fn make(
     layer: &Layer,
     span: SpanId,
@@ -142,6 +143,7 @@ pub(crate) fn make(
     if found != expected {
         return Err(SpanFault::WrongBytes { span, found, expected });
     }
+    let Some(making) = layer.begin(span) else { return Ok(()) };
     let window: &[u8] = match spec.spans.window_position(span) {
         None => &[],
         Some(position) => {
@@ -169,7 +171,7 @@ pub(crate) fn make(
             spec.cache.write_at(at, inside)?;
             at += inside.len() as u64;
             checksum = crc32c::crc32c_append(checksum, inside);
-            layer.progressed(span, at);
+            making.progressed(at);
         }
     }
     if range.end == spec.spans.uncompressed_size() {

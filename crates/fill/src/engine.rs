@@ -20,6 +20,7 @@ use crate::error::SpanFault;
 use crate::in_order::{self, Passes};
 use crate::layer::{Layer, LayerSpec, Order, SlowRead};
 use crate::pace::Pace;
+use crate::room::{Brake, Room, RoomCell};
 use crate::seal::{self, Sealed};
 use crate::transfer;
 
@@ -68,6 +69,8 @@ pub enum Event {
         /// What differs.
         why: String,
     },
+    /// A write failed for want of room. Nothing is fetched before [`Engine::set_room`].
+    NoRoom,
 }
 
 /// Figures since the daemon started.
@@ -92,6 +95,9 @@ pub(crate) struct Shared {
     queue: Mutex<Wanted>,
     pub(crate) passes: Passes,
     retries: Mutex<BinaryHeap<Reverse<(Instant, LayerId, u32)>>>,
+    pub(crate) room: RoomCell,
+    /// Spans for which there was no room.
+    no_room_for: Mutex<Vec<(LayerId, u32)>>,
     pub(crate) work: Notify,
     waiting: AtomicUsize,
     next_layer: AtomicU32,
@@ -129,7 +135,7 @@ impl std::fmt::Debug for Engine {
 
 impl Engine {
     /// Starts the engine's threads, and its tasks on `runtime`. `tell` is called from the thread that
-    /// seals, which may wait for a disk.
+    /// seals, which may wait for a disk; [`Event::NoRoom`] from any, and it must not wait there.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -157,6 +163,8 @@ impl Engine {
             }),
             passes: Passes::default(),
             retries: Mutex::default(),
+            room: RoomCell::default(),
+            no_room_for: Mutex::default(),
             work: Notify::new(),
             waiting: AtomicUsize::new(0),
             next_layer: AtomicU32::new(0),
@@ -200,6 +208,43 @@ impl Engine {
         self.shared.passes.remove(layer.id());
         self.shared.layers.lock().remove(&layer.id());
         layer.abandon();
+    }
+
+    /// How much room the engine believes to have.
+    #[must_use]
+    pub fn room(&self) -> Room {
+        self.shared.room.get()
+    }
+
+    /// What stops this engine while room is made.
+    #[must_use]
+    pub fn brake(&self) -> Brake {
+        Brake(Arc::downgrade(&self.shared))
+    }
+
+    /// The uncompressed size of the largest span for which there was no room, or 0.
+    #[must_use]
+    pub fn needs_room(&self) -> u64 {
+        let spans = self.shared.no_room_for.lock().clone();
+        let size = |(id, span): (LayerId, u32)| {
+            let range = self.shared.layer(id)?.spec().spans.uncompressed_range(SpanId(span));
+            Some(range.end - range.start)
+        };
+        spans.into_iter().filter_map(size).max().unwrap_or_default()
+    }
+
+    /// Tells the engine how much room there is. What failed for want of it is tried again.
+    pub fn set_room(&self, room: Room) {
+        self.shared.room.set(room);
+        if matches!(room, Room::None | Room::InTheMaking) {
+            return;
+        }
+        self.shared.want_again(std::mem::take(&mut *self.shared.no_room_for.lock()));
+        if room == Room::Enough {
+            let layers: Vec<Arc<Layer>> = self.shared.layers.lock().values().cloned().collect();
+            layers.iter().for_each(|layer| layer.seal_if_whole(&self.shared));
+        }
+        self.shared.work.notify_one();
     }
 
     /// What happened so far.
@@ -305,8 +350,15 @@ impl Shared {
     ) {
         match result {
             Ok(()) => {
-                layer.finished(span);
+                // First, so that a reader can want it again if it is evicted at the same moment.
                 self.queue.lock().queue.done(layer.id(), span.0..span.0 + 1, Outcome::Done);
+                layer.finished(span);
+            }
+            Err(fault) if fault.is_no_room() => {
+                self.failed_spans.fetch_add(1, Ordering::Relaxed);
+                layer.found_no_room(span, &fault);
+                self.queue.lock().queue.done(layer.id(), span.0..span.0 + 1, Outcome::Done);
+                self.no_room_for(layer, span);
             }
             Err(fault) => {
                 self.failed_spans.fetch_add(1, Ordering::Relaxed);
@@ -326,6 +378,22 @@ impl Shared {
         self.pace.lock().count(bytes, busy, Instant::now());
     }
 
+    /// A span could not be written for want of room.
+    pub(crate) fn no_room_for(&self, layer: &Layer, span: SpanId) {
+        self.no_room_for.lock().push((layer.id(), span.0));
+        self.no_room();
+    }
+
+    /// A write failed for want of room.
+    fn no_room(&self) {
+        if matches!(self.room.set(Room::None), Room::Enough | Room::InTheMaking) {
+            tracing::error!(
+                "the disk of the layer cache is full: reads of missing bytes wait, and nothing else is fetched"
+            );
+        }
+        (self.tell)(Event::NoRoom);
+    }
+
     /// The next transfer that the limits allow.
     fn next_job(&self) -> Option<plan::Job> {
         let mut wanted = self.queue.lock();
@@ -334,9 +402,19 @@ impl Shared {
         if self.holds_back(queue) {
             limits.background_connections = 0;
         }
+        let limits = self.room.get().within(&limits)?;
         let job = queue.next(in_flight, &limits)?;
         count(in_flight, &job, |count| count + 1, |bytes, more| bytes + more);
         Some(job)
+    }
+
+    /// The next layer to read in order, and why.
+    fn next_pass(&self) -> Option<(LayerId, Class)> {
+        match self.room.get() {
+            Room::Enough => self.passes.next(self.options.background_connections),
+            Room::Scarce => self.passes.next(0),
+            Room::InTheMaking | Room::None => None,
+        }
     }
 
     fn holds_back(&self, queue: &plan::Queue) -> bool {
@@ -359,16 +437,27 @@ impl Shared {
         }
     }
 
-    pub(crate) fn seal_done(&self, layer: &Layer, sealed: Result<(), Sealed>) {
+    pub(crate) fn seal_done(self: &Arc<Self>, layer: &Layer, sealed: Result<(), Sealed>) {
         let digest = *layer.digest();
         match sealed {
             Ok(()) => {
-                layer.sealed();
                 tracing::info!(layer = %digest, bytes = layer.bytes(), "layer sealed");
                 (self.tell)(Event::Sealed { layer: digest });
             }
             Err(Sealed::Closing) => {}
+            Err(Sealed::Interrupted) => {
+                layer.seal_later();
+                if layer.is_completing() {
+                    layer.complete();
+                } else {
+                    layer.seal_if_whole(self);
+                }
+            }
             Err(Sealed::TailUnknown) => layer.fetch_tail(self),
+            Err(Sealed::Io(err)) if cache::is_no_room(&err) => {
+                layer.seal_later();
+                self.no_room();
+            }
             Err(Sealed::Io(err)) => {
                 // The bytes are there and are served as before; sealing is tried at the next start.
                 tracing::error!(layer = %digest, error = %err, "layer cannot be sealed");
@@ -389,20 +478,28 @@ impl Shared {
         for layer in &layers {
             layer.expire(now);
         }
-        let mut due: HashMap<(LayerId, bool), Vec<u32>> = HashMap::new();
+        let mut due = Vec::new();
         let mut retries = self.retries.lock();
         while let Some(Reverse((at, id, span))) = retries.peek().copied() {
             if at > now {
                 break;
             }
             retries.pop();
-            if let Some(layer) = layers.iter().find(|layer| layer.id() == id) {
-                due.entry((id, layer.is_awaited(span))).or_default().push(span);
-            }
+            due.push((id, span));
         }
         drop(retries);
-        for ((id, awaited), spans) in due {
-            let class = if awaited { Class::Demand } else { Class::Background };
+        self.want_again(due);
+    }
+
+    /// Asks again for spans that failed: as demand if somebody waits for them.
+    fn want_again(&self, spans: Vec<(LayerId, u32)>) {
+        let mut by_class: HashMap<(LayerId, Class), Vec<u32>> = HashMap::new();
+        for (id, span) in spans {
+            let Some(layer) = self.layer(id) else { continue };
+            let class = if layer.is_awaited(span) { Class::Demand } else { Class::Background };
+            by_class.entry((id, class)).or_default().push(span);
+        }
+        for ((id, class), spans) in by_class {
             self.want(id, &spans, class);
         }
     }
@@ -426,7 +523,7 @@ async fn dispatch(shared: Arc<Shared>) {
                 None => shared.transfer_ended(&job),
             }
         }
-        while let Some((id, class)) = shared.passes.next(shared.options.background_connections) {
+        while let Some((id, class)) = shared.next_pass() {
             if let Some(layer) = shared.layer(id) {
                 transfers.spawn(in_order::run(Arc::clone(&shared), layer, class));
             }

@@ -44,6 +44,20 @@ pub enum ReadError {
     },
 }
 
+/// A layer could not be opened again, or nothing could be given up of it.
+#[derive(Debug, thiserror::Error)]
+pub enum ReopenError {
+    /// Reads would pass us.
+    #[error("having reads of a sealed layer come to us again")]
+    Gate(#[from] io::Error),
+    /// The disk failed.
+    #[error(transparent)]
+    Unseal(#[from] cache::UnsealError),
+    /// The disk failed, or the layer was sealed at the same moment.
+    #[error(transparent)]
+    Evict(#[from] cache::EvictError),
+}
+
 /// One attempt at one span failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum SpanFault {
@@ -80,6 +94,11 @@ impl SpanFault {
             | Self::OtherLength { .. } => true,
             Self::Source(_) | Self::Window { .. } | Self::Cache(_) => false,
         }
+    }
+
+    /// Whether there was no room for the bytes.
+    pub(crate) fn is_no_room(&self) -> bool {
+        matches!(self, Self::Cache(cache::WriteError::NoSpace(_)))
     }
 
     /// How long the source asked us to wait.

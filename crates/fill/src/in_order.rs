@@ -24,6 +24,7 @@ use crate::decode::{self, Buffers};
 use crate::engine::Shared;
 use crate::error::SpanFault;
 use crate::layer::{Layer, WRONG_BYTES_LIMIT};
+use crate::room::Room;
 use crate::source::SourceError;
 use crate::transfer::Urgent;
 
@@ -337,6 +338,7 @@ impl Reading {
                     self.layer.finished(self.span);
                     return Ok(());
                 }
+                Err(fault) if fault.is_no_room() => self.wait_for_room(&fault)?,
                 Err(fault @ SpanFault::Cache(_)) => {
                     self.shared.failed_spans.fetch_add(1, Ordering::Relaxed);
                     let time = self.layer.failed(self.span, &fault);
@@ -349,11 +351,27 @@ impl Reading {
         }
     }
 
+    /// Waits until the engine's owner has made room: the stream need not begin again.
+    fn wait_for_room(&self, fault: &SpanFault) -> Result<(), Stop> {
+        self.shared.failed_spans.fetch_add(1, Ordering::Relaxed);
+        self.layer.found_no_room(self.span, fault);
+        self.shared.no_room_for(&self.layer, self.span);
+        while self.shared.room.get() == Room::None {
+            if !self.shared.pause(ROOM_PAUSE) || self.shared.layer(self.layer.id()).is_none() {
+                return Err(Stop::Gone);
+            }
+        }
+        Ok(())
+    }
+
     fn other_length(&self) -> Stop {
         let expected = self.layer.spec().spans.compressed_size();
         Stop::Fault(SpanFault::OtherLength { expected })
     }
 }
+
+/// How often a stream that waits for room looks for it.
+const ROOM_PAUSE: Duration = Duration::from_millis(100);
 
 /// How many pieces of the blob wait to be decoded.
 const PIECES: usize = 8;

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,14 @@ use ztoc::{SpanId, SpanTable};
 
 use crate::engine::Shared;
 use crate::error::{ReadError, SpanFault};
+use crate::gates::{Gate, Gates};
 use crate::hint;
+use crate::room::Room;
 use crate::source::Source;
 
 mod in_order;
+mod making;
+mod whole;
 
 /// What is called once, when a range is present or never will be. It runs on the thread that made
 /// it so, and must not block.
@@ -28,12 +32,6 @@ pub type Then = Box<dyn FnOnce(Result<(), ReadError>) + Send>;
 pub struct Reader {
     /// The reading process, 0 if unknown.
     pub pid: i32,
-}
-
-/// Told when a layer stops and starts to need us.
-pub trait Gate: Send + Sync {
-    /// All bytes are there and proven: reads need not come to us any more.
-    fn sealed(&self);
 }
 
 /// In which order the spans of a layer can be had.
@@ -92,7 +90,7 @@ struct State {
     /// Readers, under the first span that they still miss.
     waiting: BTreeMap<u32, Vec<Waiter>>,
     /// How far the spans in the making have come (absolute uncompressed offsets).
-    produced: HashMap<u32, u64>,
+    produced: making::Produced,
     trouble: HashMap<u32, Trouble>,
     sealing: Sealing,
     /// What follows the end of the archive, by the spans that make it, once this daemon has decoded
@@ -115,7 +113,9 @@ pub struct Layer {
     id: LayerId,
     spec: LayerSpec,
     state: Mutex<State>,
-    gates: Mutex<Vec<Arc<dyn Gate>>>,
+    gates: Gates,
+    /// Whether everything that is missing is to be fetched.
+    completing: AtomicBool,
     read_ahead: Mutex<plan::ReadAhead>,
     bytes_fetched: AtomicU64,
     shared: Weak<Shared>,
@@ -156,7 +156,8 @@ impl Layer {
             id,
             spec,
             state: Mutex::new(State { sealing, ..State::default() }),
-            gates: Mutex::default(),
+            gates: Gates::default(),
+            completing: AtomicBool::new(false),
             read_ahead: Mutex::new(plan::ReadAhead::new(rules, layout)),
             bytes_fetched: AtomicU64::new(0),
             shared,
@@ -175,6 +176,12 @@ impl Layer {
         &self.spec.digest
     }
 
+    /// Where its bytes are kept.
+    #[must_use]
+    pub fn cache(&self) -> &Arc<cache::Layer> {
+        &self.spec.cache
+    }
+
     /// The file that holds the uncompressed bytes.
     #[must_use]
     pub fn data(&self) -> &File {
@@ -187,10 +194,10 @@ impl Layer {
         self.spec.spans.uncompressed_size()
     }
 
-    /// Uncompressed bytes that are there.
+    /// Uncompressed bytes that are there, those included that are checked before their next use.
     #[must_use]
     pub fn bytes_present(&self) -> u64 {
-        self.spec.cache.bytes_present()
+        self.spec.cache.bytes_present().saturating_add(self.spec.cache.bytes_unchecked())
     }
 
     /// Compressed bytes that came from the source since the daemon started.
@@ -219,16 +226,10 @@ impl Layer {
         self.state.lock().waiting.values().flatten().map(|waiter| waiter.range.clone()).collect()
     }
 
-    /// Adds somebody who is told when the layer is sealed; told at once if it is already.
+    /// Adds somebody who is told when the layer is sealed and when it is opened again, and at once
+    /// which of both it is.
     pub fn add_gate(&self, gate: Arc<dyn Gate>) {
-        // Added first and told then: a layer that is sealed in between tells it twice, never not at all.
-        let mut gates = self.gates.lock();
-        gates.push(gate);
-        let added = gates.last().map(Arc::clone);
-        drop(gates);
-        if let Some(gate) = added.filter(|_| self.is_sealed()) {
-            gate.sealed();
-        }
+        self.gates.add(gate, || self.is_sealed());
     }
 
     /// Calls `then` when all bytes of `range` are in the layer's file, or with the reason why they
@@ -241,10 +242,12 @@ impl Layer {
         let Some(shared) = self.shared.upgrade() else {
             return then(Err(ReadError::Gone { layer: self.spec.digest }));
         };
+        // Until the reader has been let go; where it reads only then, the front end knows of it.
+        let reading = self.spec.cache.reading();
         let mut state = self.state.lock();
         if let Some(last) = &state.revoked {
             let (layer, last) = (self.spec.digest, last.clone());
-            drop(state);
+            drop((state, reading));
             return then(Err(ReadError::Corrupt { layer, last }));
         }
         let Some(first) = self.first_missing(&state, &range) else {
@@ -262,7 +265,7 @@ impl Layer {
         let deadline = since + self.spec.deadline;
         let waiter = Waiter { range: range.clone(), since, deadline, reader, then };
         state.waiting.entry(first).or_default().push(waiter);
-        drop(state);
+        drop((state, reading));
         shared.reader_waits();
         let hint = hint::at(&self.spec.toc, range.start);
         let ahead = self.read_ahead.lock().on_demand(range, hint);
@@ -281,12 +284,19 @@ impl Layer {
     /// Asks for everything that is still missing, behind all readers.
     pub fn complete(&self) {
         let Some(shared) = self.shared.upgrade() else { return };
+        self.completing.store(true, Ordering::Relaxed);
         let missing = self.not_present(0..self.spec.spans.len());
         if missing.is_empty() {
             self.seal_if_whole(&shared);
         } else {
             shared.want(self.id, &missing, Class::Background);
         }
+    }
+
+    /// Whether everything that is missing was asked for, and nothing was given up since.
+    #[must_use]
+    pub fn is_completing(&self) -> bool {
+        self.completing.load(Ordering::Relaxed)
     }
 
     /// Wants `range` before anybody reads it: behind what readers wait for, ahead of the rest.
@@ -321,28 +331,20 @@ impl Layer {
         self.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// The spans of `spans` that are neither present nor being made.
+    /// The spans of `spans` that are not there.
     pub(crate) fn not_present(&self, spans: impl IntoIterator<Item = u32>) -> Vec<u32> {
-        spans.into_iter().filter(|span| !self.is_usable(*span)).collect()
-    }
-
-    /// `span` has been written up to `until`: wakes those who waited for no more.
-    pub(crate) fn progressed(&self, span: SpanId, until: u64) {
-        let mut state = self.state.lock();
-        state.produced.insert(span.0, until);
-        let woken = self.wake(&mut state, span.0);
-        drop(state);
-        self.answer(woken);
+        let is_missing = |span: &u32| self.spec.cache.state(*span) == cache::SpanState::Missing;
+        spans.into_iter().filter(is_missing).collect()
     }
 
     /// `span` is present for good.
     pub(crate) fn finished(&self, span: SpanId) {
+        let reading = self.spec.cache.reading();
         let mut state = self.state.lock();
-        state.produced.remove(&span.0);
         state.trouble.remove(&span.0);
         let woken = self.wake(&mut state, span.0);
         drop(state);
-        self.answer(woken);
+        self.answer(woken, reading);
         if let Some(shared) = self.shared.upgrade() {
             self.seal_if_whole(&shared);
         }
@@ -391,7 +393,6 @@ impl Layer {
     /// help them, and they are told.
     pub(crate) fn failed(&self, span: SpanId, fault: &SpanFault) -> Duration {
         let mut state = self.state.lock();
-        state.produced.remove(&span.0);
         let trouble = state.trouble.entry(span.0).or_default();
         trouble.attempts += 1;
         trouble.wrong_bytes += u32::from(fault.is_wrong_bytes());
@@ -422,6 +423,12 @@ impl Layer {
         pause.min(LONGEST_PAUSE)
     }
 
+    /// `span` could not be written for want of room; it is asked for again when there is some.
+    pub(crate) fn found_no_room(&self, span: SpanId, fault: &SpanFault) {
+        let mut state = self.state.lock();
+        state.trouble.entry(span.0).or_default().last = causes::in_full(fault);
+    }
+
     /// Whether anybody waits for `span`.
     pub(crate) fn is_awaited(&self, span: u32) -> bool {
         self.state.lock().waiting.contains_key(&span)
@@ -443,12 +450,14 @@ impl Layer {
         }
         waiting.retain(|_, waiters| !waiters.is_empty());
         drop(state);
+        let no_room = self.shared.upgrade().is_some_and(|shared| shared.room.get() == Room::None);
+        let under_way = if no_room { "the disk is full" } else { "the transfer is under way" };
         for (waiter, last) in late {
             let err = ReadError::Deadline {
                 layer: self.spec.digest,
                 range: waiter.range.clone(),
                 waited: waiter.since.elapsed(),
-                last: last.unwrap_or_else(|| "the transfer is under way".to_owned()),
+                last: last.unwrap_or_else(|| under_way.to_owned()),
             };
             self.tell(waiter, Err(err));
         }
@@ -476,32 +485,12 @@ impl Layer {
         }
     }
 
-    pub(crate) fn sealed(&self) {
-        self.state.lock().sealing = Sealing::Done;
-        let gates = self.gates.lock().clone();
-        for gate in gates {
-            gate.sealed();
-        }
-    }
-
-    fn seal_if_whole(&self, shared: &Arc<Shared>) {
-        if self.spec.cache.bytes_present() < self.bytes() {
-            return;
-        }
-        let mut state = self.state.lock();
-        if state.sealing == Sealing::NotYet && self.spec.cache.first_missing(0).is_none() {
-            state.sealing = Sealing::UnderWay;
-            drop(state);
-            shared.seal(self.id);
-        }
-    }
-
     /// The first span of `range` whose bytes are not all there.
     fn first_missing(&self, state: &State, range: &Range<u64>) -> Option<u32> {
         self.spec.spans.spans_covering(range.clone()).map(|span| span.0).find(|&span| {
             !self.is_usable(span) && {
                 let needed = range.end.min(self.spec.spans.uncompressed_range(SpanId(span)).end);
-                state.produced.get(&span).is_none_or(|&until| until < needed)
+                state.produced.until(span).is_none_or(|until| until < needed)
             }
         })
     }
@@ -518,21 +507,29 @@ impl Layer {
     }
 
     /// Takes out the readers of `span` that have all their bytes; the others move on.
-    fn wake(&self, state: &mut State, span: u32) -> Vec<Waiter> {
-        let Some(waiters) = state.waiting.remove(&span) else { return Vec::new() };
-        let mut woken = Vec::new();
-        for waiter in waiters {
+    fn wake(&self, state: &mut State, span: u32) -> Woken {
+        let mut woken = Woken::default();
+        for waiter in state.waiting.remove(&span).unwrap_or_default() {
             match self.first_missing(state, &waiter.range) {
-                None => woken.push(waiter),
-                Some(next) => state.waiting.entry(next).or_default().push(waiter),
+                None => woken.ready.push(waiter),
+                Some(next) => {
+                    state.waiting.entry(next).or_default().push(waiter);
+                    woken.next.push(next);
+                }
             }
         }
         woken
     }
 
-    fn answer(&self, woken: Vec<Waiter>) {
-        for waiter in woken {
+    /// Lets readers go whose bytes are all there, as `reading` has made sure since the look.
+    fn answer(&self, woken: Woken, reading: cache::Reading<'_>) {
+        for waiter in woken.ready {
             self.tell(waiter, Ok(()));
+        }
+        drop(reading);
+        if let Some(shared) = self.shared.upgrade() {
+            // Mostly they are wanted already; one that was there may have been evicted meanwhile.
+            shared.want(self.id, &woken.next, Class::Demand);
         }
     }
 
@@ -550,6 +547,15 @@ impl Layer {
         }
         (waiter.then)(result);
     }
+}
+
+/// What became of the readers of a span.
+#[derive(Default)]
+struct Woken {
+    /// They have all their bytes.
+    ready: Vec<Waiter>,
+    /// What the others wait for now.
+    next: Vec<u32>,
 }
 
 /// How long to stay away after the `attempts`th failure.

@@ -8,15 +8,19 @@
 mod decode;
 mod engine;
 mod error;
+mod gates;
 mod hint;
 mod in_order;
 mod layer;
 mod pace;
+mod room;
 mod seal;
 mod source;
 mod transfer;
 
 pub use engine::{Engine, EngineOptions, Event, Figures};
-pub use error::ReadError;
-pub use layer::{Gate, Layer, LayerSpec, Order, Reader, SlowRead, Then};
+pub use error::{ReadError, ReopenError};
+pub use gates::Gate;
+pub use layer::{Layer, LayerSpec, Order, Reader, SlowRead, Then};
+pub use room::{Brake, Room};
 pub use source::{ByteStream, Sender, Source, SourceError, Transfer};

@@ -22,6 +22,8 @@ pub(crate) enum Sealed {
     Differs(String),
     /// What follows the end of the archive is needed, and was read by an earlier daemon.
     TailUnknown,
+    /// Spans were given up meanwhile.
+    Interrupted,
     /// The engine is being dropped.
     Closing,
 }
@@ -41,7 +43,34 @@ fn work(layers: &mpsc::Receiver<Arc<Layer>>, shared: &Weak<Shared>) {
     }
 }
 
+/// Proves the layer and seals it.
 fn prove(layer: &Layer, shared: &Shared) -> Result<(), Sealed> {
+    let cache = &layer.spec().cache;
+    let losses = cache.losses();
+    for span in 0..cache.shape().span_count() {
+        if cache.needs_check(span) {
+            if !shared.wait_for_quiet(QUIET) {
+                return Err(Sealed::Closing);
+            }
+            cache.check(span).map_err(|err| Sealed::Io(io::Error::other(err)))?;
+        }
+    }
+    if cache.first_missing(0).is_some() {
+        return Err(Sealed::Interrupted);
+    }
+    let proven = prove_whole(layer, shared);
+    // Whatever was found, it may have been found in a hole.
+    if cache.losses() != losses {
+        return Err(Sealed::Interrupted);
+    }
+    match layer.seal(proven?) {
+        Err(cache::SealError::Incomplete { .. }) => Err(Sealed::Interrupted),
+        sealed => sealed.map_err(|err| Sealed::Io(io::Error::other(err))),
+    }
+}
+
+/// Reads the whole layer, and returns the size of its tar.
+fn prove_whole(layer: &Layer, shared: &Shared) -> Result<u64, Sealed> {
     let spec = layer.spec();
     let mut hasher = Hasher::new();
     let mut scanner = TarScanner::new(Limits::default());
@@ -67,7 +96,7 @@ fn prove(layer: &Layer, shared: &Shared) -> Result<(), Sealed> {
     if let Some(why) = first_difference(&spec.toc, &toc.entries) {
         return Err(Sealed::Differs(why));
     }
-    spec.cache.seal(spec.diff_id, total).map_err(|err| Sealed::Io(io::Error::other(err)))
+    Ok(total)
 }
 
 /// Compares the layer with its DiffID and returns the size of the whole tar.

@@ -274,9 +274,13 @@ pub(crate) enum CacheCommand {
 /// What the daemon can be told.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct DaemonTuning {
-    /// Disk space that layers may take; kept by removing those that no mount uses [default: no limit]
+    /// Disk space that layers may take; kept by removing those that no mount uses, then by giving up what
+    /// was not read for long [default: no limit]
     #[arg(long, value_parser = size, value_name = "SIZE")]
     pub(crate) quota: Option<u64>,
+    /// How long bytes stay after they were read, if others can be given up [default: 60s]
+    #[arg(long, value_parser = duration, value_name = "DURATION")]
+    pub(crate) eviction_grace: Option<Duration>,
 }
 
 /// When the rest of an image is fetched.
@@ -336,7 +340,8 @@ pub(crate) enum RuntimeChoice {
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done; 1 failed, the reason is on standard error; 2 wrong arguments; \
-3 the image or index does not exist; 4 not authorised; 5 the mount is busy; 6 what was read is not what was promised. \
+3 the image or index does not exist; 4 not authorised; 5 the mount is busy; 6 what was read is not what was promised; \
+7 the disk is full. \
 `run` ends with the program's own code, or 128 + the number of the signal that ended it.";
 
 /// Finds a program on the PATH.

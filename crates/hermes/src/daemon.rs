@@ -6,13 +6,15 @@ mod names;
 mod program_files;
 mod receive;
 mod report;
+mod room;
 mod server;
 mod source;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
@@ -22,14 +24,17 @@ use mounts::{Backend, FrontEnds, Holding, MountState, layer_name};
 use oci::{Digest, Platform};
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 
 use self::images::{ImageRecord, LoadedImage, merge, shape_of};
 use self::receive::Receiving;
+use self::room::RoomState;
 use self::source::Blob;
 use crate::args::{DaemonArguments, DaemonTuning, GlobalArguments};
 use crate::protocol::{Access, MountRequest};
 
 pub(crate) use self::report::{ExplainReport, MountReport, ProcessReport, StatusReport};
+pub(crate) use self::room::Shortage;
 
 /// Everything that serves the mounts of a root folder.
 struct Daemon {
@@ -42,9 +47,22 @@ struct Daemon {
     clients: Mutex<HashMap<Access, registry::Client>>,
     layers: Mutex<HashMap<Digest, Arc<Layer>>>,
     images: Mutex<HashMap<Digest, Arc<LoadedImage>>>,
+    being_mounted: Mutex<Vec<Weak<BeingMounted>>>,
+    room: Mutex<RoomState>,
+    /// Rung when there may be too little room.
+    pressure: Arc<Notify>,
+    /// How long spans stay that were used, if others can go.
+    grace: Duration,
     /// One image is made ready at a time, so that two mounts of it share it.
     preparing: tokio::sync::Mutex<()>,
     receiving: Receiving,
+}
+
+/// An image that no mount uses yet.
+#[derive(Debug)]
+struct BeingMounted {
+    manifest: Digest,
+    layers: Vec<Digest>,
 }
 
 /// Tells somebody how far a mount has come: what, how much of it, of how much.
@@ -150,8 +168,15 @@ impl Daemon {
             fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the boot id")?;
         let options =
             cache::StoreOptions { quota: tuning.quota, boot_id: boot_id.trim().to_owned() };
+        let grace = tuning.eviction_grace.unwrap_or(GRACE);
         let store =
             cache::Store::open(&root.join("cache"), options).context("opening the cache")?;
+        let store = store.with_grace(grace);
+        if tuning.quota.is_some() && store.supports_holes() != cache::HoleSupport::Full {
+            tracing::warn!(root = %root.display(), holes = ?store.supports_holes(), "this file system gives no holes back: the quota is kept by removing whole unused layers only");
+        }
+        let pressure = Arc::new(Notify::new());
+        let (on_quota, on_full) = (Arc::clone(&pressure), Arc::clone(&pressure));
         let indexes = IndexStore::open(&root.join("index"))?;
         let store_of_indexes = indexes.clone();
         let tell = move |event| match event {
@@ -160,16 +185,25 @@ impl Daemon {
                     tracing::warn!(%layer, error = %err, "index may be lost with the machine's power");
                 }
             }
+            fill::Event::NoRoom => on_full.notify_one(),
             fill::Event::Revoked { layer, index, why } => {
                 if let Err(err) = store_of_indexes.revoke(&layer, &index, &why) {
                     tracing::error!(%layer, error = %err, "index cannot be revoked for good");
                 }
             }
         };
+        let rules = room::rules_within(tuning.quota);
+        let engine_options = EngineOptions { rules, ..EngineOptions::default() };
+        let engine = Engine::start(engine_options, runtime, Box::new(tell));
+        let engine = engine.context("starting the engine")?;
+        let brake = engine.brake();
+        store.on_quota(Box::new(move || {
+            brake.hold();
+            on_quota.notify_one();
+        }));
         Ok(Self {
             root: root.to_owned(),
-            engine: Engine::start(EngineOptions::default(), runtime, Box::new(tell))
-                .context("starting the engine")?,
+            engine,
             store: Arc::new(store),
             indexes,
             front_ends,
@@ -177,6 +211,10 @@ impl Daemon {
             clients: Mutex::default(),
             layers: Mutex::default(),
             images: Mutex::default(),
+            being_mounted: Mutex::default(),
+            room: Mutex::default(),
+            pressure,
+            grace,
             preparing: tokio::sync::Mutex::default(),
             receiving: Receiving::default(),
         })
@@ -197,11 +235,8 @@ impl Daemon {
             });
             match adopted {
                 Ok((MountState::Gone, _)) => {}
-                Ok((state, image)) => {
+                Ok((state, _)) => {
                     tracing::info!(dir = %dir.display(), ?state, "mount taken over");
-                    if image.record.tuning.complete {
-                        complete(&image);
-                    }
                 }
                 Err(err) => {
                     let error = crate::failure::in_full(&err);
@@ -209,6 +244,8 @@ impl Daemon {
                 }
             }
         }
+        let images: Vec<Arc<LoadedImage>> = self.images.lock().values().cloned().collect();
+        images.iter().for_each(|image| self.complete(image));
         Ok(())
     }
 
@@ -284,7 +321,8 @@ impl Daemon {
             )?);
         }
         let manifest = record.descriptor.digest;
-        let loaded = Arc::new(LoadedImage { record, tree, layers });
+        let is_completed = AtomicBool::new(record.tuning.complete);
+        let loaded = Arc::new(LoadedImage { record, tree, layers, is_completed });
         self.images.lock().insert(manifest, Arc::clone(&loaded));
         Ok(loaded)
     }
@@ -301,9 +339,14 @@ impl Daemon {
             return Ok(Arc::clone(known));
         }
         let held = holding.and_then(|holding| holding.get(&layer_name(&layer.digest)));
+        let is_new = held.is_none();
         let cached = self.store.layer(&layer.digest, shape_of(&index), held.map(|(_, fd)| fd))?;
         if let Some(why) = cached.discarded() {
             tracing::warn!(layer = %layer.digest, %why, "cached bytes of a layer are not used");
+        }
+        if is_new {
+            // Nobody knows what happened to it while it lay there.
+            cached.doubt();
         }
         let order =
             if index.streamed { Order::Stream { blob_bytes: layer.size } } else { Order::Any };
@@ -323,24 +366,48 @@ impl Daemon {
         Ok(added)
     }
 
-    /// Mounts an image; the answer is what `status` says of the mount.
+    /// Mounts an image; the answer is what `status` says of the mount. On a full disk it makes room first.
     async fn mount(&self, request: &MountRequest, progress: Progress<'_>) -> Result<MountReport> {
+        let mut mounted = self.try_mount(request, progress).await;
+        // A layer without an index may need any amount, and nobody can say how much.
+        for bytes in [8 << 20, 128 << 20, 2 << 30] {
+            if !mounted.as_ref().is_err_and(is_no_room) || !self.find_room(bytes)? {
+                break;
+            }
+            mounted = self.try_mount(request, progress).await;
+        }
+        mounted.map_err(|err| match is_no_room(&err) {
+            true => err.context(format!(
+                "the disk of {} is full, and nothing there can be given up; make room and mount again",
+                self.root.display()
+            )),
+            false => err,
+        })
+    }
+
+    async fn try_mount(
+        &self,
+        request: &MountRequest,
+        progress: Progress<'_>,
+    ) -> Result<MountReport> {
         let name = request.image.parse()?;
         let origin = Origin::open(&name, &self.client(&request.access))?;
         progress("resolving", 0, 0);
         let platform = platform(request.platform.as_deref())?;
         let names::Resolved { found, warning } =
             Box::pin(names::resolve(&self.root, &origin, &platform)).await?;
+        let _kept = self.keep(&found);
         let loaded = self.prepare(&origin, found, &platform, request, progress).await?;
+        if request.tuning.complete {
+            loaded.record.keep_completing(&self.root).context("writing down the image")?;
+            loaded.is_completed.store(true, Ordering::Relaxed);
+        }
         let (dir, backend) = (request.dir.clone(), request.backend);
         let to_mount = loaded.to_mount(&self.root);
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
-        // The image itself is in use and stays; what must go is what nobody uses.
-        self.make_room(loaded.bytes_total().saturating_sub(loaded.bytes_present()))?;
-        if request.tuning.complete {
-            loaded.record.keep_completing(&self.root).context("writing down the image")?;
-        }
         start(&loaded, request);
+        self.make_room_for(&loaded);
+        self.complete(&loaded);
         let warnings = warning.into_iter().chain(loaded.other_deadline(request.tuning)).collect();
         let mounted = mounts::Mounted { record, state: MountState::Served };
         Ok(MountReport { warnings, ..report::of_mount(&mounted, Some(&loaded)) })
@@ -412,21 +479,49 @@ impl Daemon {
         }
     }
 
+    /// Lets nobody take an image away, or its layers, for as long as the answer lives: no mount uses it
+    /// yet.
+    fn keep(&self, found: &FoundManifest) -> Arc<BeingMounted> {
+        let manifest = found.descriptor.digest;
+        let layers = found.manifest.layers.iter().map(|layer| layer.digest).collect();
+        let kept = Arc::new(BeingMounted { manifest, layers });
+        self.being_mounted.lock().push(Arc::downgrade(&kept));
+        kept
+    }
+
+    fn being_mounted(&self) -> Vec<Arc<BeingMounted>> {
+        let mut kept = self.being_mounted.lock();
+        kept.retain(|image| image.strong_count() > 0);
+        kept.iter().filter_map(Weak::upgrade).collect()
+    }
+
     /// Lets go of mounts that nobody uses any more, and of images that no mount uses.
     fn reap(&self) {
         self.front_ends.reap();
-        let mounts = self.front_ends.list();
-        let mut images = self.images.lock();
-        images.retain(|manifest, _| mounts.iter().any(|mount| mount.record.manifest == *manifest));
-        let used =
-            |digest: &Digest| mounts.iter().any(|mount| mount.record.layers.contains(digest));
-        self.layers.lock().retain(|digest, layer| {
+        let (mut images, mut layers) = (self.images.lock(), self.layers.lock());
+        // In this order: an image that is mounted meanwhile is in one of both.
+        let (kept, mounts) = (self.being_mounted(), self.front_ends.list());
+        images.retain(|manifest, _| {
+            mounts.iter().any(|mount| mount.record.manifest == *manifest)
+                || kept.iter().any(|image| image.manifest == *manifest)
+        });
+        let used = |digest: &Digest| {
+            mounts.iter().any(|mount| mount.record.layers.contains(digest))
+                || kept.iter().any(|image| image.layers.contains(digest))
+        };
+        let before = layers.len();
+        layers.retain(|digest, layer| {
             let keep = used(digest);
             if !keep {
                 self.engine.remove(layer);
             }
             keep
         });
+        let has_shrunk = layers.len() < before;
+        drop((layers, images));
+        if has_shrunk {
+            self.room_has_changed();
+        }
     }
 
     fn client(&self, access: &Access) -> registry::Client {
@@ -453,7 +548,15 @@ impl Daemon {
     }
 }
 
-/// Starts what is done for a new mount: what its program needs first, then the rest.
+/// How long a span stays after a use, if others can go, and readers are believed to be on the way whom
+/// nobody sees.
+const GRACE: Duration = Duration::from_mins(1);
+
+fn is_no_room(err: &anyhow::Error) -> bool {
+    cache::is_no_room(err.as_ref())
+}
+
+/// Starts to fetch what the program of a new mount needs first.
 fn start(image: &Arc<LoadedImage>, request: &MountRequest) {
     let config = &image.record.config.config;
     let arguments = match request.command.as_slice() {
@@ -466,19 +569,6 @@ fn start(image: &Arc<LoadedImage>, request: &MountRequest) {
     let command = program_files::Command { arguments, environment, working_dir };
     let of_program = Arc::clone(image);
     tokio::task::spawn_blocking(move || program_files::prefetch(&of_program, &command));
-    if request.tuning.complete {
-        complete(image);
-    }
-}
-
-/// Starts what is done without anybody asking: small layers whole, then everything.
-fn complete(image: &LoadedImage) {
-    for layer in &image.layers {
-        layer.mounted();
-    }
-    for layer in &image.layers {
-        layer.complete();
-    }
 }
 
 /// The platform that was asked for, or this machine's.

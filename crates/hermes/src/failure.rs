@@ -16,6 +16,8 @@ pub(crate) enum Exit {
     Busy,
     /// What was read is not what was promised.
     Corrupt,
+    /// The disk is full.
+    NoRoom,
 }
 
 impl Exit {
@@ -27,6 +29,7 @@ impl Exit {
             Self::Unauthorized => 4,
             Self::Busy => 5,
             Self::Corrupt => 6,
+            Self::NoRoom => 7,
         }
     }
 }
@@ -44,6 +47,9 @@ pub(crate) fn exit_of(err: &anyhow::Error) -> Exit {
     for cause in err.chain() {
         if let Some(failure) = cause.downcast_ref::<Failure>() {
             return failure.exit;
+        }
+        if cache::is_no_room(cause) {
+            return Exit::NoRoom;
         }
         if let Some(fetch) = cause.downcast_ref::<registry::FetchError>() {
             return match fetch {

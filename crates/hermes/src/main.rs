@@ -91,6 +91,8 @@ fn log_to_stderr(common: &GlobalArguments) -> Result<()> {
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
         .with_ansi(false)
+        // On a full disk each would cost another line.
+        .log_internal_errors(false)
         .init();
     Ok(())
 }

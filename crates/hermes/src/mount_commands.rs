@@ -11,7 +11,7 @@ use crate::args::{
     Completion, DaemonTuning, GlobalArguments, MountArguments, StatusArguments, UmountArguments,
 };
 use crate::client;
-use crate::daemon::{ExplainReport, MountReport, ProcessReport, StatusReport};
+use crate::daemon::{ExplainReport, MountReport, ProcessReport, Shortage, StatusReport};
 use crate::output::{Output, bytes};
 use crate::protocol::{MountRequest, MountTuning, Request};
 
@@ -100,6 +100,8 @@ fn no_daemon(root: &Path) -> StatusReport {
         },
         mounts: Vec::new(),
         cache_bytes: 0,
+        quota: None,
+        room: None,
         bytes_fetched: 0,
         requests: 0,
         blocked_reads: 0,
@@ -115,12 +117,16 @@ fn status_text(status: &StatusReport) -> String {
     // Writing to a String cannot fail.
     let mut line = |args: std::fmt::Arguments<'_>| writeln!(text, "{args}").unwrap_or_default();
     line(format_args!(
-        "daemon {}, keeper {}, cache {} in {}",
+        "daemon {}, keeper {}, cache {}{} in {}",
         pid(&status.daemon),
         pid(&status.keeper),
         bytes(status.cache_bytes),
+        status.quota.map_or_else(String::new, |quota| format!(" of {}", bytes(quota))),
         status.root.display()
     ));
+    if let Some(room) = &status.room {
+        line(format_args!("{room}"));
+    }
     if status.daemon.pid.is_some() {
         line(format_args!(
             "fetched {} in {} requests; {} reads had to wait, {} attempts failed",
@@ -179,14 +185,23 @@ fn explain_text(report: &ExplainReport) -> String {
     let mut text = mount_text(&report.mount);
     let mut line = |args: std::fmt::Arguments<'_>| write!(text, "\n{args}").unwrap_or_default();
     line(format_args!("index: {}", report.index));
+    if let Some(room) = &report.room {
+        line(format_args!("{room}"));
+    }
     for (backend, why) in &report.unavailable {
         line(format_args!("back end {backend} does not work here: {why}"));
     }
     for layer in &report.layers {
-        let state = match (&layer.revoked, layer.sealed) {
-            (Some(why), _) => format!("not served, its index is revoked: {why}"),
-            (None, true) => "complete and proven".to_owned(),
-            (None, false) => "incomplete".to_owned(),
+        let state = match (&layer.revoked, layer.sealed, layer.left_out) {
+            (Some(why), _, _) => format!("not served, its index is revoked: {why}"),
+            (None, true, _) => "complete and proven".to_owned(),
+            (None, false, None) => "incomplete".to_owned(),
+            (None, false, Some(Shortage::Quota)) => {
+                "not completed: the quota cannot hold it".to_owned()
+            }
+            (None, false, Some(Shortage::Disk)) => {
+                "not completed: the disk has too little room".to_owned()
+            }
         };
         let order = if layer.in_order && !layer.sealed { ", read in order" } else { "" };
         let (present, total) = (bytes(layer.bytes_present), bytes(layer.bytes_total));

@@ -23,6 +23,9 @@ fn daemon_arguments(common: &GlobalArguments, root: &Path, tuning: &DaemonTuning
     if let Some(quota) = tuning.quota {
         arguments.extend(["--quota".into(), quota.to_string().into()]);
     }
+    if let Some(grace) = tuning.eviction_grace {
+        arguments.extend(["--eviction-grace".into(), format!("{}us", grace.as_micros()).into()]);
+    }
     arguments
 }
 

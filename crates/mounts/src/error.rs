@@ -46,6 +46,9 @@ pub enum BackendError {
     /// The kernel has no pre-content events any more, or never had.
     #[error("pre-content events are not available")]
     NoEvents,
+    /// Nobody could say later whether the mount is still used.
+    #[error("the kernel does not tell the new mount from others in /sys/class/bdi")]
+    Nameless,
     /// A probe read something else than it had written.
     #[error("the kernel read other bytes than were there")]
     WrongBytes,
@@ -101,6 +104,20 @@ pub enum MountImageError {
         /// Why.
         source: io::Error,
     },
+}
+
+/// Nothing could be given up of a layer.
+#[derive(Debug, thiserror::Error)]
+pub enum EvictLayerError {
+    /// Somebody may read it past us.
+    #[error("layer {layer} belongs to a mount that was lost; unmount that first")]
+    Lost {
+        /// The layer's blob.
+        layer: oci::Digest,
+    },
+    /// The engine, the kernel or the disk.
+    #[error(transparent)]
+    Layer(#[from] fill::ReopenError),
 }
 
 /// An image could not be unmounted.

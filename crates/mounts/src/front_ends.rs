@@ -5,13 +5,14 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use causes::in_full;
 use fill::Layer;
 use fuse::{Access, Connection, MountOptions, Negotiated, Session, SessionOptions, TreeFs};
 use oci::Digest;
 use parking_lot::Mutex;
+use sys::fanotify::FileId;
 use sys::journal::Orphan;
 use sys::loop_device::LoopDevice;
 use sys::mount::{Unmount, mountinfo};
@@ -22,8 +23,10 @@ use crate::error::{BackendError, MountImageError, UnmountImageError};
 use crate::holding::Holding;
 use crate::precontent::PreContent;
 use crate::probe::Probe;
-use crate::record::{Backend, Record};
+use crate::record::{Backend, Looped, Record};
 use crate::served::{self, SERVED, Served};
+
+mod evict;
 
 /// An image that is ready to be mounted.
 #[derive(Debug, Clone)]
@@ -70,7 +73,7 @@ pub struct FrontEnds {
     precontent: Option<PreContent>,
     served: Mutex<Option<Served>>,
     mounts: Mutex<BTreeMap<String, Mount>>,
-    probe: OnceLock<Probe>,
+    probe: Mutex<Option<Arc<Probe>>>,
     /// Whether a predecessor's pre-content group was found.
     resumed: bool,
 }
@@ -119,16 +122,24 @@ impl FrontEnds {
                 .ok(),
             served: Mutex::new(served),
             mounts: Mutex::default(),
-            probe: OnceLock::new(),
+            probe: Mutex::default(),
             resumed,
         };
         Ok((front_ends, orphans))
     }
 
-    /// What works here; tried at the first call.
+    /// What works here; tried at the first call, and again after one for which the disk was full.
     #[must_use]
-    pub fn probe(&self) -> &Probe {
-        self.probe.get_or_init(|| Probe::run(&self.root.join(PROBE)))
+    pub fn probe(&self) -> Arc<Probe> {
+        let mut known = self.probe.lock();
+        if let Some(known) = &*known {
+            return Arc::clone(known);
+        }
+        let probe = Arc::new(Probe::run(&self.root.join(PROBE)));
+        if !probe.found_no_room() {
+            *known = Some(Arc::clone(&probe));
+        }
+        probe
     }
 
     /// The mounts that a predecessor wrote down.
@@ -205,6 +216,8 @@ impl FrontEnds {
             Backend::Erofs => {
                 let precontent = self.precontent.as_ref().ok_or(BackendError::NoEvents)?;
                 for layer in &image.layers {
+                    // The keeper may have been lost with a daemon; a marked file cannot be opened later.
+                    self.hold_layer(layer)?;
                     precontent.arm(layer)?;
                     precontent.mounted(layer);
                 }
@@ -304,16 +317,22 @@ impl FrontEnds {
         {
             return Err(MountImageError::InUse(dir));
         }
+        let probe = self.probe();
+        if probe.found_no_room() {
+            let source = io::Error::from(io::ErrorKind::StorageFull);
+            let source = BackendError::io("trying back ends in", &self.root.join(PROBE), source);
+            return Err(MountImageError::Failed { dir, source });
+        }
         let candidates: Vec<Backend> = match wanted {
-            Some(backend) => match self.probe().why_not(backend) {
+            Some(backend) => match probe.why_not(backend) {
                 Some(why) => {
                     return Err(MountImageError::Unavailable { backend, why: why.to_owned() });
                 }
                 None => vec![backend],
             },
-            None => self.probe().working().collect(),
+            None => probe.working().collect(),
         };
-        let mut failure = BackendError::None(self.probe().reasons());
+        let mut failure = BackendError::None(probe.reasons());
         for backend in candidates {
             let mut record = Record {
                 id: record_id(),
@@ -322,19 +341,25 @@ impl FrontEnds {
                 backend,
                 layers: image.layers.iter().map(|layer| *layer.digest()).collect(),
                 devices: Vec::new(),
+                metadata: None,
                 bdi: None,
             };
             match self.mount_through(&mut record, image) {
                 Ok(session) => {
-                    self.write_down(&record)?;
-                    let mount = Mount {
-                        record: record.clone(),
-                        state: MountState::Served,
-                        layers: image.layers.clone(),
-                        session,
+                    let written = self.write_down(&record);
+                    let state = match &written {
+                        Ok(()) => MountState::Served,
+                        Err(_) => MountState::Detached,
                     };
-                    self.mounts.lock().insert(record.id.clone(), mount);
-                    return Ok(record);
+                    let (id, layers) = (record.id.clone(), image.layers.clone());
+                    let mount = Mount { record: record.clone(), state, layers, session };
+                    self.mounts.lock().insert(id, mount);
+                    if written.is_err() {
+                        // A successor would not know of it.
+                        unmount_quietly(&record.dir);
+                        self.reap();
+                    }
+                    return written.map(|()| record);
                 }
                 Err(err) => {
                     tracing::warn!(%backend, dir = %dir.display(), error = %in_full(&err), "back end cannot mount");
@@ -372,7 +397,7 @@ impl FrontEnds {
             .layers
             .iter()
             .try_for_each(|layer| {
-                self.holding.put(&layer_name(layer.digest()), &[], layer.data().as_fd())?;
+                self.hold_layer(layer)?;
                 precontent.arm(layer)?;
                 armed.push(layer);
                 Ok(())
@@ -382,10 +407,10 @@ impl FrontEnds {
                     format!("/proc/self/fd/{}", layer.data().as_raw_fd()).into()
                 };
                 let devices: Vec<PathBuf> = image.layers.iter().map(data).collect();
-                Ok(sys::mount::mount_erofs(&image.metadata, &devices, &record.dir)?)
+                mount_and_name(&image.metadata, &devices, &record.dir)
             });
         match mounted {
-            Ok(mounted) => record.bdi = mounted.bdi.map(|bdi| bdi.name().to_owned()),
+            Ok(bdi) => record.bdi = Some(bdi),
             Err(err) => {
                 armed.into_iter().for_each(|layer| precontent.disarm(layer));
                 return Err(err);
@@ -395,6 +420,11 @@ impl FrontEnds {
             precontent.mounted(layer);
         }
         Ok(())
+    }
+
+    /// Leaves the descriptor of a layer's file with the keeper. It was opened before the mark.
+    fn hold_layer(&self, layer: &Layer) -> io::Result<()> {
+        self.holding.put(&layer_name(layer.digest()), &[], layer.data().as_fd())
     }
 
     fn mount_erofs_loop(
@@ -412,10 +442,12 @@ impl FrontEnds {
                 return Ok(());
             }
             write_metadata(image)?;
-            let metadata = File::open(&image.metadata)?;
+            let file = File::open(&image.metadata)?;
+            let FileId { dev, ino } = FileId::of(file.as_fd())?;
             let metadata =
-                LoopDevice::attach(metadata.as_fd(), served::options(metadata.metadata()?.len()))?;
+                LoopDevice::attach(file.as_fd(), served::options(file.metadata()?.len()))?;
             sys::mount::mount_erofs(metadata.path(), &devices, &record.dir)?;
+            record.metadata = Some(Looped { device: metadata.path().to_owned(), dev, ino });
             metadata.into_persistent();
             Ok(())
         });
@@ -466,7 +498,7 @@ impl FrontEnds {
             return Ok(false);
         }
         sys::mount::bind_read_only(&same.dir, &record.dir)?;
-        record.bdi = same.bdi;
+        (record.bdi, record.metadata) = (same.bdi, same.metadata);
         Ok(true)
     }
 
@@ -540,10 +572,15 @@ impl FrontEnds {
 
     /// Whether a detached mount is still read by somebody whom no other mount stands for.
     fn is_used(&self, mount: &Mount, all: &BTreeMap<String, Mount>) -> bool {
+        // Shown at another folder too; not another file system of the same image.
         let elsewhere = |other: &Mount| {
+            let (theirs, ours) = (&other.record, &mount.record);
             other.state == MountState::Served
-                && other.record.backend == mount.record.backend
-                && other.record.manifest == mount.record.manifest
+                && theirs.backend == ours.backend
+                && theirs.manifest == ours.manifest
+                && (theirs.bdi.is_some() || theirs.metadata.is_some())
+                && theirs.bdi == ours.bdi
+                && theirs.metadata == ours.metadata
         };
         match mount.record.backend {
             Backend::Erofs | Backend::ErofsLoop if all.values().any(elsewhere) => false,
@@ -569,11 +606,11 @@ impl FrontEnds {
                 // Several were mounted at the same moment, and which is ours is not known.
                 None => !layers.iter().all(|layer| layer.is_sealed()),
             },
-            Backend::ErofsLoop => {
-                let served = self.served.lock();
-                let Some(served) = served.as_ref() else { return false };
-                record.devices.iter().zip(layers).any(|(path, layer)| served.is_ours(path, layer))
-            }
+            Backend::ErofsLoop => record.metadata.as_ref().is_some_and(|looped| {
+                let below = LoopDevice::open(&looped.device).ok();
+                let below = below.and_then(|device| device.status().ok());
+                below.is_some_and(|below| below.file == FileId { dev: looped.dev, ino: looped.ino })
+            }),
             Backend::Fuse => false,
         }
     }
@@ -652,18 +689,24 @@ impl FrontEnds {
 
     fn write_down(&self, record: &Record) -> Result<(), MountImageError> {
         let path = self.record_path(record);
+        let tmp = path.with_extension("new");
         let write = || -> io::Result<()> {
-            let tmp = path.with_extension("new");
             let mut file = File::create(&tmp)?;
             file.write_all(&serde_json::to_vec(record)?)?;
             file.sync_all()?;
             fs::rename(&tmp, &path)
         };
-        write().map_err(|source| MountImageError::Record { path, source })
+        write().map_err(|source| {
+            // On a full disk it may be there, and empty.
+            fs::remove_file(&tmp).ok();
+            MountImageError::Record { path, source }
+        })
     }
 
     fn forget(&self, record: &Record) {
-        if let Err(err) = fs::remove_file(self.record_path(record)) {
+        if let Err(err) = fs::remove_file(self.record_path(record))
+            && err.kind() != io::ErrorKind::NotFound
+        {
             tracing::warn!(id = record.id, error = %err, "record of a mount stays");
         }
     }
@@ -707,7 +750,25 @@ fn write_metadata(image: &ImageToMount) -> Result<(), BackendError> {
     }
     // A new file each time: the old one may still be mounted.
     let tmp = path.with_extension("new");
-    fs::write(&tmp, &bytes).and_then(|()| fs::rename(&tmp, path)).map_err(failed)
+    let written = fs::write(&tmp, &bytes).and_then(|()| fs::rename(&tmp, path));
+    written.map_err(|err| {
+        fs::remove_file(&tmp).ok();
+        failed(err)
+    })
+}
+
+/// Mounts an EROFS, and returns the name by which the kernel shows whether anybody uses it.
+///
+/// Without the name nobody could say when its files may be left unguarded.
+fn mount_and_name(image: &Path, devices: &[PathBuf], dir: &Path) -> Result<String, BackendError> {
+    for _ in 0..NAMING_ATTEMPTS {
+        if let Some(bdi) = sys::mount::mount_erofs(image, devices, dir)?.bdi {
+            return Ok(bdi.name().to_owned());
+        }
+        // Another one was mounted at the same moment.
+        unmount_quietly(dir);
+    }
+    Err(BackendError::Nameless)
 }
 
 fn tree_fs(image: &ImageToMount) -> Arc<dyn fuse::Filesystem> {
@@ -757,6 +818,8 @@ pub(crate) fn raise_read_ahead(dir: &Path) {
     tracing::debug!(dir = %dir.display(), ?raised, "read-ahead of a FUSE mount");
 }
 
+/// How often an EROFS is mounted before it is given up that its name is found.
+const NAMING_ATTEMPTS: usize = 20;
 const CONDEMNED: &str = "condemned/";
 const GROUP: &str = "fanotify";
 const JOURNAL: &str = "journal";

@@ -12,13 +12,14 @@ mod front_ends;
 mod holding;
 mod precontent;
 mod probe;
+mod readers;
 mod record;
 mod served;
 mod users;
 
-pub use error::{BackendError, MountImageError, UnmountImageError};
+pub use error::{BackendError, EvictLayerError, MountImageError, UnmountImageError};
 pub use front_ends::{FrontEnds, ImageToMount, MountState, Mounted, layer_name};
 pub use holding::Holding;
 pub use precontent::{PreContent, PreContentError};
 pub use probe::Probe;
-pub use record::{Backend, Record};
+pub use record::{Backend, Looped, Record};

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 use std::thread::{self, JoinHandle};
@@ -11,6 +12,8 @@ use parking_lot::{Mutex, RwLock};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use sys::fanotify::{Denial, Event, FileId, Group};
 use sys::journal::{Journal, JournalError, Orphan};
+
+use crate::readers::Readers;
 
 /// The layers whose readers come to us.
 #[derive(Debug)]
@@ -25,6 +28,7 @@ struct Inner {
     group: Group,
     journal: Journal,
     armed: RwLock<HashMap<FileId, Armed>>,
+    readers: Arc<Readers>,
 }
 
 #[derive(Debug)]
@@ -79,7 +83,12 @@ impl PreContent {
     fn over(group: Group, journal: Journal) -> Result<Self, PreContentError> {
         let stop = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK);
         Ok(Self {
-            inner: Arc::new(Inner { group, journal, armed: RwLock::default() }),
+            inner: Arc::new(Inner {
+                group,
+                journal,
+                armed: RwLock::default(),
+                readers: Arc::default(),
+            }),
             stop: stop.map_err(|err| PreContentError::Group(err.into()))?,
             threads: Mutex::default(),
         })
@@ -141,6 +150,18 @@ impl PreContent {
             layer: Arc::downgrade(layer),
             inner: Arc::downgrade(&self.inner),
         }));
+    }
+
+    /// Takes note of the reads that are over by now.
+    pub fn settle(&self) {
+        self.inner.readers.settle();
+    }
+
+    /// Whether somebody who was let go may still be about to read some of these bytes of the layer.
+    #[must_use]
+    pub fn may_read(&self, layer: &Layer, range: &Range<u64>) -> bool {
+        let id = FileId::of(layer.data().as_fd());
+        id.map_or(true, |id| self.inner.readers.may_read(id, range))
     }
 
     /// One mount less reads the layer.
@@ -232,14 +253,15 @@ impl Inner {
         match layer {
             Some(layer) => {
                 event.set_tag(tag(&layer));
-                serve(&layer, event);
+                self.readers.is_back(event.pid());
+                serve(&layer, event, Arc::clone(&self.readers));
             }
             None => {
                 tracing::error!(
                     pid = event.pid(),
                     "read of a file that belongs to no mount denied"
                 );
-                answer(event, false);
+                deny(event);
             }
         }
     }
@@ -247,7 +269,7 @@ impl Inner {
     /// What a dead daemon had read: the journal names the layer, unless the daemon died between the
     /// kernel's copy and its own note. Then the range is made present in every layer.
     fn answer_orphan(&self, orphan: Orphan) {
-        let layers: Vec<Arc<Layer>> = {
+        let layers: Arc<[Arc<Layer>]> = {
             let armed = self.armed.read();
             let all = armed.values().map(|known| Arc::clone(&known.layer));
             all.filter(|layer| orphan.tag().is_none_or(|noted| noted == tag(layer))).collect()
@@ -267,20 +289,30 @@ impl Inner {
             }
             return;
         };
-        let range = orphan.range();
+        let (range, is_tagged) = (orphan.range(), orphan.tag().is_some());
         let event = self.group.adopt(orphan, file);
         let pid = event.pid();
         let pending = Arc::new(Mutex::new((layers.len(), Some(event))));
-        for layer in &layers {
-            let pending = Arc::clone(&pending);
+        for layer in layers.iter() {
+            let (pending, all) = (Arc::clone(&pending), Arc::clone(&layers));
+            let own = Arc::clone(layer);
+            let readers = Arc::clone(&self.readers);
             let then = move |result: Result<(), ReadError>| {
                 let mut pending = pending.lock();
                 pending.0 -= 1;
                 if result.is_err() || pending.0 == 0 {
                     let event = pending.1.take();
                     drop(pending);
-                    if let Some(event) = event {
-                        answer(event, result.is_ok());
+                    match event {
+                        Some(event) if result.is_ok() => {
+                            if !is_tagged {
+                                // Nobody can say which of them is read.
+                                all.iter().for_each(|layer| layer.unknown_reader());
+                            }
+                            allow(event, &own, &readers);
+                        }
+                        Some(event) => deny(event),
+                        None => {}
                     }
                 }
             };
@@ -289,13 +321,29 @@ impl Inner {
     }
 }
 
-fn serve(layer: &Arc<Layer>, event: Event) {
+fn serve(layer: &Arc<Layer>, event: Event, readers: Arc<Readers>) {
     let (range, reader) = (event.range(), Reader { pid: event.pid() });
-    layer.request(range, reader, Box::new(move |result| answer(event, result.is_ok())));
+    let own = Arc::clone(layer);
+    let then = move |result: Result<(), ReadError>| match result {
+        Ok(()) => allow(event, &own, &readers),
+        Err(_logged) => deny(event),
+    };
+    layer.request(range, reader, Box::new(then));
 }
 
-fn answer(event: Event, allowed: bool) {
-    let answered = if allowed { event.allow() } else { event.deny(Denial::Io) };
+fn allow(event: Event, layer: &Layer, readers: &Readers) {
+    match event.file_id() {
+        Ok(file) if event.pid() > 0 => readers.let_go(event.pid(), file, event.range()),
+        _ => layer.unknown_reader(),
+    }
+    answered(event.allow());
+}
+
+fn deny(event: Event) {
+    answered(event.deny(Denial::Io));
+}
+
+fn answered(answered: io::Result<()>) {
     if let Err(err) = answered {
         tracing::error!(error = %err, "the kernel refused the answer to an event");
     }
@@ -325,6 +373,20 @@ impl Gate for Release {
         if let Err(err) = inner.group.unmark(layer.data().as_fd()) {
             tracing::warn!(layer = %layer.digest(), error = %err, "mark of a sealed layer stays");
         }
+    }
+
+    fn reopened(&self) -> io::Result<()> {
+        let Some(layer) = self.layer.upgrade() else { return Ok(()) };
+        // Without us nobody answers.
+        let inner = self.inner.upgrade().ok_or(io::ErrorKind::NotConnected)?;
+        let id = FileId::of(layer.data().as_fd())?;
+        let mut armed = inner.armed.write();
+        // A file that is not armed is in no mount any more.
+        if let Some(known) = armed.get_mut(&id).filter(|known| !known.marked) {
+            inner.group.mark(layer.data().as_fd())?;
+            known.marked = true;
+        }
+        Ok(())
     }
 }
 

@@ -28,11 +28,13 @@ use crate::served;
 #[derive(Debug, Clone)]
 pub struct Probe {
     results: Vec<(Backend, Result<(), String>)>,
+    found_no_room: bool,
 }
 
 impl Probe {
     /// Tries every back end in `dir`, which is emptied.
     pub(crate) fn run(dir: &Path) -> Self {
+        let mut found_no_room = false;
         let attempt = |backend: Backend| {
             let result =
                 Ground::new(&dir.join(backend.to_string())).and_then(|ground| match backend {
@@ -40,11 +42,21 @@ impl Probe {
                     Backend::ErofsLoop => ground.erofs_loop(),
                     Backend::Fuse => ground.fuse(),
                 });
-            let result = result.map_err(|err| in_full(&err));
+            let result = result.map_err(|err| {
+                found_no_room |= cache::is_no_room(&err);
+                in_full(&err)
+            });
             tracing::info!(%backend, works = result.is_ok(), why_not = result.as_ref().err(), "back end tried");
             (backend, result)
         };
-        Self { results: Backend::ALL.into_iter().map(attempt).collect() }
+        let results = Backend::ALL.into_iter().map(attempt).collect();
+        Self { results, found_no_room }
+    }
+
+    /// Whether some could not be tried, because the disk is full.
+    #[must_use]
+    pub fn found_no_room(&self) -> bool {
+        self.found_no_room
     }
 
     /// Why `backend` does not work, or `None` if it does.

@@ -33,6 +33,18 @@ impl fmt::Display for Backend {
     }
 }
 
+/// A file under a loop device.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Looped {
+    /// The device.
+    pub device: PathBuf,
+    /// The number of the file's device.
+    pub dev: u64,
+    /// The file's inode number.
+    pub ino: u64,
+}
+
 /// One mount.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -50,6 +62,9 @@ pub struct Record {
     /// Of [`Backend::ErofsLoop`], the loop device of each layer.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub devices: Vec<PathBuf>,
+    /// Of [`Backend::ErofsLoop`], the loop device of the metadata, which no other mount has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata: Option<Looped>,
     /// Of [`Backend::Erofs`], the name under which the kernel lists the file system for as long as
     /// anybody uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -17,7 +17,7 @@ use fuse::{
 use oci::Digest;
 use parking_lot::{Mutex, RwLock};
 use sys::fanotify::FileId;
-use sys::loop_device::{Access, Caching, LoopDevice, LoopOptions, OnLastClose};
+use sys::loop_device::{Access, AttachError, Caching, LoopDevice, LoopOptions, OnLastClose};
 
 use crate::error::BackendError;
 use crate::front_ends::{fuse_options, raise_read_ahead};
@@ -175,7 +175,7 @@ impl Served {
         Ok(())
     }
 
-    /// After the mount: once the layer is sealed, its real file is put under the device.
+    /// After the mount: while the layer is sealed, its real file is under the device.
     pub(crate) fn mounted(&self, layer: &Arc<Layer>) {
         let (path, opened) = match self.devices.lock().get_mut(layer.digest()) {
             Some(device) => (device.path.clone(), device.opened.take()),
@@ -184,8 +184,12 @@ impl Served {
         if let Some(opened) = opened {
             opened.into_persistent();
         }
-        let served = self.file_id(layer);
-        layer.add_gate(Arc::new(Swap { layer: Arc::downgrade(layer), device: path, served }));
+        layer.add_gate(Arc::new(Swap {
+            layer: Arc::downgrade(layer),
+            device: path,
+            served: self.file_id(layer),
+            path: self.dir.join(layer.digest().hex()),
+        }));
     }
 
     /// One mount less uses the layer. The device goes with its last mount.
@@ -231,15 +235,6 @@ impl Served {
         Ok((name, size))
     }
 
-    /// Whether the loop device at `path` still shows a layer of ours: somebody reads it.
-    pub(crate) fn is_ours(&self, path: &Path, layer: &Layer) -> bool {
-        let below = LoopDevice::open(path).ok().and_then(|device| device.status().ok());
-        below.is_some_and(|below| {
-            below.file == self.file_id(layer)
-                || FileId::of(layer.data().as_fd()).is_ok_and(|id| id == below.file)
-        })
-    }
-
     fn file_id(&self, layer: &Layer) -> FileId {
         FileId { dev: self.device, ino: ino(layer).0 }
     }
@@ -252,26 +247,53 @@ fn ino(layer: &Layer) -> Ino {
     Ino((u64::from_be_bytes([a, b, c, d, e, f, g, h]) >> 1) | 2)
 }
 
-/// Puts the real file of a whole layer under its loop device.
+/// Puts the real file of a whole layer under its loop device, and the served one when it is opened again.
 struct Swap {
     layer: Weak<Layer>,
     device: PathBuf,
-    /// The file that we put under the device; if another one is there, so is another device.
+    /// The file that we serve; if neither that nor the real one is under the device, so is another
+    /// device by now.
     served: FileId,
+    /// Where we serve it.
+    path: PathBuf,
 }
 
 impl Gate for Swap {
     fn sealed(&self) {
         let Some(layer) = self.layer.upgrade() else { return };
-        if let Err(err) = self.swap(&layer) {
+        if let Err(err) = self.show_real(&layer) {
             // Reads go on through us, as before.
             tracing::warn!(layer = %layer.digest(), device = %self.device.display(), error = %err, "sealed layer stays served");
         }
     }
+
+    fn reopened(&self) -> io::Result<()> {
+        let Some(layer) = self.layer.upgrade() else { return Ok(()) };
+        let device = match LoopDevice::open(&self.device) {
+            Ok(device) => device,
+            Err(AttachError::Unavailable { source: Errno::NOENT, .. }) => return Ok(()),
+            Err(err) => return Err(io::Error::other(err)),
+        };
+        let below = match device.status() {
+            Ok(status) => status.file,
+            Err(err) if err.raw_os_error() == Some(Errno::NXIO.raw_os_error()) => return Ok(()),
+            Err(err) => return Err(err),
+        };
+        if below != FileId::of(layer.data().as_fd())? {
+            return Ok(());
+        }
+        // The kernel waits for reads of the real file that are under way.
+        device.change_fd(File::open(&self.path)?.as_fd())?;
+        // The real file may have been one that cannot do without its page cache.
+        if let Err(err) = device.set_caching(Caching::Direct) {
+            tracing::debug!(device = %self.device.display(), error = %err, "served layer is cached");
+        }
+        Ok(())
+    }
 }
 
 impl Swap {
-    fn swap(&self, layer: &Layer) -> io::Result<()> {
+    fn show_real(&self, layer: &Layer) -> io::Result<()> {
         let device = LoopDevice::open(&self.device).map_err(io::Error::other)?;
         if device.status()?.file != self.served {
             return Ok(());

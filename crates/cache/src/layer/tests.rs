@@ -323,7 +323,7 @@ fn what_is_put_in_doubt_is_checked_before_its_use() {
     layer.doubt();
     assert_eq!(states(&layer), "??..?.");
     assert_eq!((layer.bytes_present(), layer.bytes_unchecked()), (0, 27_288));
-    assert_eq!(layer.first_absent(), Some(2));
+    assert_eq!(layer.first_absent(0), Some(2));
     layer.data().write_all_at(&[0], 6000).unwrap();
     assert!(layer.ensure_present(0).unwrap() && !layer.ensure_present(1).unwrap());
     assert_eq!(states(&layer), "#...?.");
@@ -332,7 +332,7 @@ fn what_is_put_in_doubt_is_checked_before_its_use() {
 
     let layer = open(folder.path(), "b");
     fill_all(&layer);
-    assert_eq!(layer.first_absent(), None);
+    assert_eq!(layer.first_absent(0), None);
     layer.seal(Digest::of(b"x"), 50_001).unwrap();
     layer.doubt();
     assert_eq!(states(&layer), "######");

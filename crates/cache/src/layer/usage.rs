@@ -62,6 +62,13 @@ impl Layer {
         self.unknown_until.fetch_max(until, Ordering::SeqCst);
     }
 
+    /// Whether nothing is given up for the time being because of [unknown
+    /// readers](Self::unknown_reader).
+    #[must_use]
+    pub fn has_unknown_readers(&self) -> bool {
+        self.shared.clock.now() < self.unknown_until.load(Ordering::SeqCst)
+    }
+
     pub(crate) fn last_use(&self, span: u32) -> u32 {
         let at = usize::try_from(span).ok().and_then(|span| self.used.get(span));
         at.map_or(0, |used| used.load(Ordering::SeqCst))
@@ -75,8 +82,7 @@ impl Layer {
     /// Whether the span was used within the last `idle` ticks, or may be used by somebody unknown.
     pub(crate) fn is_in_use(&self, span: u32, idle: u32) -> bool {
         let now = self.shared.clock.now();
-        now.saturating_sub(self.last_use(span)) < idle
-            || now < self.unknown_until.load(Ordering::SeqCst)
+        now.saturating_sub(self.last_use(span)) < idle || self.has_unknown_readers()
     }
 
     pub(super) fn note_use(&self, span: u32) {

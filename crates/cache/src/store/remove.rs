@@ -94,14 +94,15 @@ impl Store {
         earlier.map_or(Ok(()), |earlier| fs::remove_dir_all(earlier).map_err(failed))
     }
 
-    /// Removes all layers that nobody has open, and the quarantine.
+    /// Removes the layers that nobody has open and that need not be kept, and the quarantine.
     ///
     /// # Errors
     ///
     /// The disk failed; some may have been removed.
-    pub fn prune(&self) -> Result<Pruned, RemoveError> {
+    pub fn prune(&self, keep: &dyn Fn(&Digest) -> bool) -> Result<Pruned, RemoveError> {
         let mut pruned = Pruned::default();
-        for (digest, _) in layer_folders(&self.root)? {
+        let layers = layer_folders(&self.root)?.into_iter().map(|(digest, _)| digest);
+        for digest in layers.filter(|digest| !keep(digest)) {
             match self.remove(&digest) {
                 Ok(bytes) => {
                     pruned.layers += 1;

@@ -64,7 +64,11 @@ impl Allowance {
     fn renew(&self, usage: u64, left_before: u64) {
         let Some(quota) = self.quota else { return };
         let spent = left_before.saturating_sub(self.left.load(Ordering::Relaxed));
-        let left = quota.saturating_sub(usage).saturating_sub(spent);
+        let left = match quota.saturating_sub(usage).saturating_sub(spent) {
+            // It is known that nothing is left; not each write need say so.
+            0 => quota / 16,
+            left => left,
+        };
         self.left.store(left, Ordering::Relaxed);
         self.told.store(false, Ordering::Relaxed);
     }
@@ -104,11 +108,22 @@ impl Store {
     }
 
     /// Has `tell` called when the quota may be exceeded: by the write that could have done so since the
-    /// last [`usage`](Self::usage), and not again before the next. It must not block. Only the first
-    /// one is called.
+    /// last [`usage`](Self::usage), and not again before the next. If it was exceeded then, another
+    /// sixteenth of the quota may be written before. It must not block. Only the first one is called.
     pub fn on_quota(&self, tell: Box<dyn Fn() + Send + Sync>) {
         // A second one has nothing to do.
         self.shared.allowance.tell.set(tell).ok();
+    }
+
+    /// How many bytes the file system of the store has left, by its own figures.
+    ///
+    /// # Errors
+    ///
+    /// The disk failed.
+    pub fn free_bytes(&self) -> Result<u64, UsageError> {
+        let figures = rustix::fs::statvfs(&self.root);
+        let figures = figures.map_err(|errno| self.unmeasured(errno.into()))?;
+        Ok(figures.f_bavail.saturating_mul(figures.f_frsize))
     }
 
     /// Whether `bytes` could be written now. They are not kept.

@@ -35,11 +35,11 @@ impl Layer {
     }
 
     pub(crate) fn misses_any_from(&self, span: SpanId) -> bool {
-        self.spec.cache.first_missing(span.0).is_some()
+        self.spec.cache.first_absent(span.0).is_some()
     }
 
     pub(crate) fn first_missing_span(&self) -> SpanId {
-        SpanId(self.spec.cache.first_missing(0).unwrap_or_default())
+        SpanId(self.spec.cache.first_absent(0).unwrap_or_default())
     }
 
     /// As [`is_usable`](Self::is_usable), for somebody who will not use it.

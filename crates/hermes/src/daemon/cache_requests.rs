@@ -29,7 +29,9 @@ impl Daemon {
         self.reap();
         let (mut removed, mut freed) = (0_u64, 0);
         let Some(keep) = keep else {
-            let pruned = self.store.prune()?;
+            let needed = self.needed_layers()?;
+            let pruned = self.store.prune(&|digest| needed.contains(digest))?;
+            self.room_has_changed();
             return Ok(json!({ "layers": pruned.layers, "freed": pruned.bytes }));
         };
         for digest in self.unused_layers()? {
@@ -39,34 +41,8 @@ impl Daemon {
             freed += self.store.remove(&digest)?;
             removed += 1;
         }
+        self.room_has_changed();
         Ok(json!({ "layers": removed, "freed": freed }))
-    }
-
-    /// Removes layers that no mount uses until the cache fits its quota, with `coming` bytes more.
-    pub(super) fn make_room(&self, coming: u64) -> Result<()> {
-        let Some(quota) = self.store.quota() else { return Ok(()) };
-        let excess = self.store.usage()?.saturating_add(coming).saturating_sub(quota);
-        let mut freed = 0;
-        for digest in self.unused_layers()? {
-            if freed >= excess {
-                break;
-            }
-            freed += self.store.remove(&digest)?;
-            tracing::info!(layer = %digest, "unused layer removed to make room");
-        }
-        if freed < excess {
-            let missing = excess - freed;
-            tracing::warn!(missing, "the cache exceeds its quota: mounted images need the room");
-        }
-        Ok(())
-    }
-
-    /// The layers that no mount uses, the least recently used first.
-    fn unused_layers(&self) -> Result<Vec<Digest>> {
-        let mut layers = self.store.list()?;
-        layers.retain(|layer| !layer.is_open);
-        layers.sort_by_key(|layer| layer.last_used);
-        Ok(layers.into_iter().map(|layer| layer.digest).collect())
     }
 
     /// Compares every present span with its checksum.

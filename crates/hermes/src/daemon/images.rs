@@ -4,6 +4,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 
 use anyhow::{Context, Result};
 use artifacts::{Image, ImageName, StoredIndex};
@@ -35,6 +36,8 @@ pub(super) struct LoadedImage {
     pub(super) record: ImageRecord,
     pub(super) tree: Arc<Tree>,
     pub(super) layers: Vec<Arc<Layer>>,
+    /// Whether all of it is fetched, as far as there is room.
+    pub(super) is_completed: AtomicBool,
 }
 
 impl ImageRecord {
@@ -139,10 +142,14 @@ pub(super) fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
         fs::create_dir_all(dir)?;
     }
     let tmp = path.with_extension("new");
-    let mut file = fs::File::create(&tmp)?;
-    file.write_all(&serde_json::to_vec(value)?)?;
-    file.sync_all()?;
-    fs::rename(tmp, path)
+    let write = || {
+        let mut file = fs::File::create(&tmp)?;
+        file.write_all(&serde_json::to_vec(value)?)?;
+        file.sync_all()?;
+        fs::rename(&tmp, path)
+    };
+    // On a full disk it may be there, and empty.
+    write().inspect_err(|_| fs::remove_file(&tmp).unwrap_or_default())
 }
 
 fn folder(root: &Path, manifest: &Digest) -> PathBuf {

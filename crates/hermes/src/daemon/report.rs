@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Daemon;
 use super::images::LoadedImage;
+use super::room::Shortage;
 
 /// The daemon and its mounts.
 #[derive(Debug, Serialize, Deserialize)]
@@ -21,6 +22,10 @@ pub(crate) struct StatusReport {
     pub(crate) keeper: ProcessReport,
     pub(crate) mounts: Vec<MountReport>,
     pub(crate) cache_bytes: u64,
+    /// Disk space that the cache may take.
+    pub(crate) quota: Option<u64>,
+    /// What is wrong with the room, if anything is.
+    pub(crate) room: Option<String>,
     pub(crate) bytes_fetched: u64,
     pub(crate) requests: u64,
     pub(crate) blocked_reads: u64,
@@ -65,6 +70,8 @@ pub(crate) struct ExplainReport {
     /// Where the index came from.
     pub(crate) index: String,
     pub(crate) layers: Vec<LayerReport>,
+    /// What is wrong with the room, if anything is.
+    pub(crate) room: Option<String>,
     pub(crate) slowest_reads: Vec<SlowReport>,
     /// Why better back ends are not used.
     pub(crate) unavailable: Vec<(Backend, String)>,
@@ -81,6 +88,8 @@ pub(crate) struct LayerReport {
     pub(crate) in_order: bool,
     /// Why its index is not believed any more.
     pub(crate) revoked: Option<String>,
+    /// Why it is not completed, if it is not.
+    pub(crate) left_out: Option<Shortage>,
 }
 
 /// A read that waited.
@@ -156,12 +165,18 @@ impl Daemon {
             of_mount(mounted, images.get(&mounted.record.manifest).map(AsRef::as_ref))
         });
         let figures = self.engine.figures();
+        let (cache_bytes, quota) = (self.store.usage().unwrap_or_default(), self.store.quota());
+        if quota.is_some_and(|quota| cache_bytes > quota) {
+            self.pressure.notify_one();
+        }
         StatusReport {
             root: self.root.clone(),
             daemon: ProcessReport { pid: Some(std::process::id()) },
             keeper: ProcessReport { pid: self.keeper.lock().pid().ok() },
             mounts: mounts.collect(),
-            cache_bytes: self.store.usage().unwrap_or_default(),
+            cache_bytes,
+            quota,
+            room: self.room_trouble(),
             bytes_fetched: figures.bytes_fetched,
             requests: figures.requests,
             blocked_reads: figures.blocked_reads,
@@ -192,6 +207,7 @@ impl Daemon {
             sealed: layer.is_sealed(),
             in_order: layer.is_in_order(),
             revoked: layer.revoked(),
+            left_out: self.left_out(layer),
         });
         let slowest = self.engine.slowest_reads();
         let slowest = slowest.iter().filter_map(|read| {
@@ -205,6 +221,7 @@ impl Daemon {
             mount: of_mount(mounted, Some(image)),
             index: image.record.index.clone(),
             layers: layers.collect(),
+            room: self.room_trouble(),
             slowest_reads: slowest.take(FILES_SHOWN).collect(),
             unavailable: Backend::ALL.into_iter().filter_map(why_not).collect(),
         }

@@ -46,6 +46,7 @@ pub(super) async fn serve(
         crate::spawn::say_ready()?;
     }
     let mut tasks = JoinSet::new();
+    tasks.spawn(super::room::look_after(Arc::clone(&daemon)));
     let ending = Arc::new(AtomicBool::new(false));
     tasks.spawn(watch_keeper(Arc::clone(&daemon), holding, options, Arc::clone(&ending)));
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);

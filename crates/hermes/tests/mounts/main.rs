@@ -8,12 +8,15 @@
     reason = "a test that cannot go on fails, wherever in it that is"
 )]
 
+mod disks;
+mod eviction;
 mod faults;
 mod indexes;
 mod mirrors;
 mod names;
 mod offline;
 mod setup;
+mod steps;
 mod streams;
 
 use std::path::PathBuf;
@@ -23,7 +26,7 @@ use testkit::image::{Compression, ImageBuilder, Shape, random_layers};
 use testkit::registry::{Auth, Credentials, Fault, Link, Outage, Scope, Times};
 use testkit::untar;
 
-use crate::setup::{Setup, check, image, kill};
+use crate::setup::{Setup, check, forget_pages, image, kill};
 
 /// What each file of an image holds.
 type Contents = [(String, Vec<u8>)];
@@ -180,7 +183,7 @@ fn a_complete_image_needs_neither_registry_nor_daemon() {
         let (daemon, keeper) = (setup.daemon_pid().unwrap(), setup.keeper_pid().unwrap());
         kill(keeper);
         kill(daemon);
-        std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+        forget_pages();
         check(&dir, &contents);
     }
 }
@@ -199,7 +202,7 @@ fn a_mount_survives_a_stop_and_a_start_of_the_daemon_without_a_registry() {
     });
     setup.registry.faults().cut(Outage::Refuse);
     setup.kill_daemon();
-    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
+    forget_pages();
     assert!(std::fs::read(dir.join(path)).unwrap() == *expected, "{}", setup.log());
 }
 

@@ -7,13 +7,17 @@ use std::time::{Duration, Instant};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 use serde_json::Value;
 use tempfile::TempDir;
+use testkit::disk::SmallDisk;
 use testkit::image::{Compression, Content, ImageBuilder, LayerBuilder, Texture};
 use testkit::registry::{Options, Registry};
 
 /// Everything that a test needs; undone when dropped.
 pub(crate) struct Setup {
     dir: TempDir,
+    root: PathBuf,
     pub(crate) registry: Registry,
+    /// Where the root folder is, if it is on a disk of its own.
+    pub(crate) disk: Option<SmallDisk>,
     /// Arguments before each command. The last counts, where one comes twice.
     pub(crate) global: Vec<String>,
     /// What runs `hermes`, with its arguments; empty for this process itself.
@@ -22,29 +26,60 @@ pub(crate) struct Setup {
 
 impl Setup {
     pub(crate) fn new() -> Self {
+        Self::with_root(None)
+    }
+
+    /// With its root folder on `disk`.
+    pub(crate) fn on(disk: SmallDisk) -> Self {
+        Self::with_root(Some(disk))
+    }
+
+    fn with_root(disk: Option<SmallDisk>) -> Self {
         let dir = tempfile::Builder::new().prefix("hermes-test-").tempdir().unwrap();
+        let folder = disk.as_ref().map_or_else(|| dir.path().to_owned(), SmallDisk::path);
         let registry = Registry::start(Options::default()).unwrap();
         let global = ["--log", "info", "--output", "json", "--docker-config", "/nonexistent"];
         let global = global.map(str::to_owned).to_vec();
-        Self { dir, registry, global, through: Vec::new() }
+        Self { dir, root: folder.join("root"), registry, disk, global, through: Vec::new() }
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         self.dir.path().join(name)
     }
 
+    /// A path below the root folder.
+    pub(crate) fn in_root(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
     /// Runs `hermes` with this set-up's root.
     pub(crate) fn run(&self, arguments: &[&str]) -> Output {
-        self.run_at("root", arguments)
+        self.run_in(&self.root, arguments)
     }
 
     /// As [`run`](Self::run), with another root folder.
     pub(crate) fn run_at(&self, root: &str, arguments: &[&str]) -> Output {
+        self.run_in(&self.path(root), arguments)
+    }
+
+    /// As [`run`](Self::run), with what people read.
+    pub(crate) fn run_plain(&self, arguments: &[&str]) -> Output {
+        self.run(&[&["--output", "text"], arguments].concat())
+    }
+
+    fn run_in(&self, root: &Path, arguments: &[&str]) -> Output {
         let hermes = env!("CARGO_BIN_EXE_hermes").to_owned();
         let mut words = self.through.iter().cloned().chain([hermes]);
         let mut command = Command::new(words.next().unwrap());
-        command.args(words).arg("--root").arg(self.path(root));
+        command.args(words).arg("--root").arg(root);
         command.args(&self.global).args(arguments).output().unwrap()
+    }
+
+    /// Ends the daemon, and the keeper with it unless it is needed.
+    #[track_caller]
+    pub(crate) fn end_daemon(&self) {
+        let pid = self.daemon_pid().unwrap();
+        assert!(end(pid, Signal::TERM), "daemon {pid} does not end");
     }
 
     /// As [`run`](Self::run); it must succeed.
@@ -68,7 +103,7 @@ impl Setup {
     }
 
     pub(crate) fn log(&self) -> String {
-        std::fs::read_to_string(self.path("root/daemon.log")).unwrap_or_default()
+        std::fs::read_to_string(self.in_root("daemon.log")).unwrap_or_default()
     }
 
     /// Mounts `image` on the folder `name`; more arguments may follow.
@@ -97,6 +132,12 @@ impl Setup {
         pid_of(&self.status(), "daemon")
     }
 
+    /// As [`daemon_pid`](Self::daemon_pid), of a daemon that may be dying.
+    pub(crate) fn daemon_pid_if_any(&self) -> Option<i32> {
+        let status = self.run(&["status"]);
+        pid_of(&serde_json::from_slice(&status.stdout).ok()?, "daemon")
+    }
+
     pub(crate) fn keeper_pid(&self) -> Option<i32> {
         pid_of(&self.status(), "keeper")
     }
@@ -119,7 +160,7 @@ impl Setup {
             }
             std::thread::park_timeout(Duration::from_millis(20));
         }
-        panic!("waited a minute in vain: {what}\n{}", self.log());
+        panic!("waited a minute in vain: {what}\n{}\n{}", self.log(), self.status());
     }
 
     /// Waits until an attempt fails while a read waits.
@@ -159,16 +200,26 @@ impl Drop for Setup {
             }
         }
         // A keeper that was started meanwhile, or one whose daemon was gone.
-        let keeper = std::fs::read_to_string(self.path("root/keeper.pid")).unwrap_or_default();
+        let keeper = std::fs::read_to_string(self.in_root("keeper.pid")).unwrap_or_default();
         if let Ok(pid) = keeper.trim().parse() {
             end(pid, Signal::KILL);
         }
-        let prefix = self.dir.path().to_owned();
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
-        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1));
-        for point in points.filter(|point| Path::new(point).starts_with(&prefix)) {
-            Command::new("umount").args(["-l", point]).status().ok();
+        let points = mounts.lines().filter_map(|line| line.split(' ').nth(1)).map(Path::new);
+        let ours =
+            |point: &&Path| point.starts_with(self.dir.path()) || point.starts_with(&self.root);
+        for point in points.filter(ours) {
+            Command::new("umount").arg("-l").arg(point).status().ok();
         }
+    }
+}
+
+/// Says that something is over, also when the test fails meanwhile.
+pub(crate) struct SetWhenDropped<'a>(pub(crate) &'a std::sync::atomic::AtomicBool);
+
+impl Drop for SetWhenDropped<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 }
 
@@ -201,7 +252,7 @@ fn end(pid: i32, signal: Signal) -> bool {
 }
 
 /// An image of two layers with `files` files of `len` random bytes in the upper one. Returns its
-/// name and what each file holds.
+/// name and what each file holds. Images of the same size have the same layers.
 pub(crate) fn image(
     setup: &Setup,
     name: &str,
@@ -228,9 +279,28 @@ pub(crate) fn image_in(
     (files, len): (u64, u64),
     compression: Compression,
 ) -> (String, Vec<(String, Vec<u8>)>) {
+    pack(registry, name, (0..files, len), compression)
+}
+
+/// As [`image`], with a file for each of the seeds, and compressed so that there are many spans.
+pub(crate) fn image_from(
+    setup: &Setup,
+    name: &str,
+    seeds: std::ops::Range<u64>,
+    len: u64,
+) -> (String, Vec<(String, Vec<u8>)>) {
+    pack(&setup.registry, name, (seeds, len), Compression::Gzip { level: 6 })
+}
+
+fn pack(
+    registry: &Registry,
+    name: &str,
+    (seeds, len): (std::ops::Range<u64>, u64),
+    compression: Compression,
+) -> (String, Vec<(String, Vec<u8>)>) {
     let mut layer = LayerBuilder::new().dir("data");
     let mut contents = Vec::new();
-    for seed in 0..files {
+    for seed in seeds {
         let content = Content::generated(seed, len, Texture::Random);
         let path = format!("data/{seed:04}");
         contents.push((path.clone(), content.to_bytes()));
@@ -242,6 +312,11 @@ pub(crate) fn image_in(
         ImageBuilder::new().layer(base.build(), gzip).layer(layer.build(), compression).build();
     let refs = image.push_to(registry, name, "1").unwrap();
     (refs.reference, contents)
+}
+
+/// Nothing stays in the page cache, so that every read comes to the cache of layers.
+pub(crate) fn forget_pages() {
+    std::fs::write("/proc/sys/vm/drop_caches", "3").unwrap();
 }
 
 /// Reads every file below `dir` and compares it.

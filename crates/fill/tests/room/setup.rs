@@ -1,0 +1,212 @@
+//! One layer in an engine, its blob in memory, and a source that can be held up.
+
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use cache::{LayerShape, Store, StoreOptions};
+use fill::{
+    ByteStream, Engine, EngineOptions, Event, Layer, LayerSpec, Order, ReadError, Reader, Source,
+    SourceError, Transfer,
+};
+use futures_util::future::BoxFuture;
+use futures_util::stream;
+use oci::Digest;
+use parking_lot::Mutex;
+use testkit::image::{Compression, Content, LayerBuilder, Texture, compress};
+use tokio::runtime::Runtime;
+use tokio::sync::watch;
+use ztoc::{Indexer, IndexerOptions};
+
+pub(crate) const SPAN: u64 = 128 << 10;
+
+/// The parts; dropped in this order.
+pub(crate) struct Setup {
+    pub(crate) engine: Engine,
+    pub(crate) layer: Arc<Layer>,
+    pub(crate) cache: Arc<cache::Layer>,
+    pub(crate) store: Store,
+    pub(crate) source: Arc<Memory>,
+    pub(crate) tar: Arc<Vec<u8>>,
+    events: Mutex<Receiver<Event>>,
+    _runtime: Runtime,
+}
+
+impl Setup {
+    /// A layer of about `mib` MiB, with its cache in `root`.
+    pub(crate) fn new(root: &Path, mib: u64, deadline: Duration) -> Self {
+        let content = Content::generated(7, mib << 20, Texture::Random);
+        let tar = LayerBuilder::new().file("file", content).build();
+        let blob = compress(&tar, Compression::Gzip { level: 6 });
+        let options = IndexerOptions { span_size: SPAN, ..IndexerOptions::default() };
+        let mut indexer = Indexer::new(options).unwrap();
+        indexer.push(&blob, &mut |_| {}).unwrap();
+        let built = indexer.finish().unwrap();
+        let ztoc = root.join("ztoc");
+        std::fs::write(&ztoc, &built.ztoc_bytes).unwrap();
+
+        let runtime = Runtime::new().unwrap();
+        let (tell, events) = channel();
+        let options = EngineOptions { rules: plan::Rules::none(), ..EngineOptions::default() };
+        // Nobody hears the last events.
+        let tell = Box::new(move |event| tell.send(event).unwrap_or_default());
+        let engine = Engine::start(options, runtime.handle(), tell).unwrap();
+        let options = StoreOptions { quota: None, boot_id: "boot".to_owned() };
+        let store = Store::open(&root.join("cache"), options).unwrap().with_grace(Duration::ZERO);
+        let spans = Arc::new(built.ztoc.spans);
+        let shape = LayerShape {
+            bytes: spans.uncompressed_size(),
+            spans: spans.ids().map(|span| spans.uncompressed_range(span).start).collect(),
+            index: Digest::of(&built.ztoc_bytes),
+        };
+        assert!(shape.bytes / u64::from(shape.span_count()) < 2 * SPAN, "spans are small");
+        let cache = store.layer(&built.layer_digest, shape, None).unwrap();
+        let source = Arc::new(Memory::new(blob.into()));
+        let layer = engine.add(LayerSpec {
+            digest: built.layer_digest,
+            diff_id: built.diff_id,
+            spans,
+            toc: Arc::new(built.ztoc.toc),
+            ztoc: std::fs::File::open(ztoc).unwrap(),
+            cache: Arc::clone(&cache),
+            source: Arc::clone(&source) as Arc<dyn Source>,
+            deadline,
+            order: Order::Any,
+        });
+        let tar = Arc::new(tar);
+        Self {
+            engine,
+            layer,
+            cache,
+            store,
+            source,
+            tar,
+            events: Mutex::new(events),
+            _runtime: runtime,
+        }
+    }
+
+    /// The bytes of a span.
+    pub(crate) fn range(&self, span: u32) -> Range<u64> {
+        self.cache.shape().range(span)
+    }
+
+    pub(crate) fn all_spans(&self) -> Vec<u32> {
+        (0..self.cache.shape().span_count()).collect()
+    }
+
+    /// Gives up what nobody is using.
+    pub(crate) fn evict(&self, spans: &[u32]) -> Vec<u32> {
+        self.layer.evict(spans, Duration::ZERO, &|_| false).unwrap().spans
+    }
+
+    /// Asks for a range; the answer comes later.
+    pub(crate) fn request(&self, range: Range<u64>) -> Receiver<Result<Vec<u8>, ReadError>> {
+        let (answer, answered) = channel();
+        let layer = Arc::clone(&self.layer);
+        // As a FUSE server does it: read before the call returns.
+        let at = range.clone();
+        let then = move |result: Result<(), ReadError>| {
+            let found = result.map(|()| {
+                let mut bytes = vec![0; usize::try_from(at.end - at.start).unwrap()];
+                layer.data().read_exact_at(&mut bytes, at.start).unwrap();
+                bytes
+            });
+            answer.send(found).unwrap_or_default();
+        };
+        self.layer.request(range, Reader { pid: 0 }, Box::new(then));
+        answered
+    }
+
+    /// Whether these are the bytes of the layer.
+    #[track_caller]
+    pub(crate) fn assert_right(&self, range: &Range<u64>, found: &[u8]) {
+        let at = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+        assert!(self.tar[at] == *found, "wrong bytes in {range:?}");
+    }
+
+    #[track_caller]
+    pub(crate) fn check(&self, range: Range<u64>) {
+        let found = self.request(range.clone()).recv_timeout(PATIENCE).unwrap().unwrap();
+        self.assert_right(&range, &found);
+    }
+
+    /// Waits for an event; others that come before are dropped, but for a revocation.
+    #[track_caller]
+    pub(crate) fn wait_for(&self, wanted: impl Fn(&Event) -> bool) {
+        let begin = Instant::now();
+        while let Some(left) = PATIENCE.checked_sub(begin.elapsed()) {
+            let event = self.events.lock().recv_timeout(left).unwrap();
+            assert!(!matches!(event, Event::Revoked { .. }), "{event:?}");
+            if wanted(&event) {
+                return;
+            }
+        }
+    }
+
+    /// Waits until nothing has been fetched for a while; returns how much was in all.
+    pub(crate) fn until_nothing_is_fetched(&self) -> u64 {
+        loop {
+            let before = self.source.bytes_fetched();
+            std::thread::park_timeout(Duration::from_millis(300));
+            if self.source.bytes_fetched() == before {
+                return before;
+            }
+        }
+    }
+
+    #[track_caller]
+    pub(crate) fn until_sealed(&self) {
+        self.wait_for(|event| matches!(event, Event::Sealed { .. }));
+        assert!(self.layer.is_sealed());
+    }
+}
+
+/// A blob in memory.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    blob: Bytes,
+    /// From which byte on ranges are not given out for the time being.
+    held_from: watch::Sender<u64>,
+    fetched: AtomicU64,
+}
+
+impl Memory {
+    fn new(blob: Bytes) -> Self {
+        Self { blob, held_from: watch::Sender::new(u64::MAX), fetched: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn hold_from(&self, byte: u64) {
+        self.held_from.send_replace(byte);
+    }
+
+    pub(crate) fn bytes_fetched(&self) -> u64 {
+        self.fetched.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn size(&self) -> u64 {
+        self.blob.len() as u64
+    }
+}
+
+impl Source for Memory {
+    fn open(&self, range: Range<u64>) -> BoxFuture<'_, Result<Transfer, SourceError>> {
+        let mut held_from = self.held_from.subscribe();
+        Box::pin(async move {
+            // The sender lives as long as this.
+            held_from.wait_for(|byte| range.end <= *byte).await.ok();
+            self.fetched.fetch_add(range.end - range.start, Ordering::Relaxed);
+            let at = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
+            let bytes = self.blob.slice(at);
+            let bytes = Box::pin(stream::once(async { Ok(bytes) })) as ByteStream;
+            Ok(Transfer { bytes, sender: None })
+        })
+    }
+}
+
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

@@ -1,0 +1,573 @@
+//! Keeps the cache within its quota, finds room when the disk is full, and says what is completed.
+//!
+//! Unused layers go first, the least recently used before the others; then the coldest spans of mounted
+//! layers; sealed layers last. What is given up comes back when somebody reads it, and is not completed
+//! again while the same mounts compete for the room.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use fill::{Layer, Room};
+use oci::Digest;
+use serde::{Deserialize, Serialize};
+use tokio::select;
+
+use super::Daemon;
+use super::images::LoadedImage;
+
+/// Makes room whenever it is needed, for as long as the daemon runs.
+pub(super) async fn look_after(daemon: Arc<Daemon>) {
+    loop {
+        let round = Arc::clone(&daemon);
+        let looked = tokio::task::spawn_blocking(move || round.look_for_room()).await;
+        let pause = looked.map_err(anyhow::Error::from).flatten().unwrap_or_else(|err| {
+            tracing::error!(error = crate::failure::in_full(&err), "no room could be made");
+            daemon.engine.set_room(Room::Scarce);
+            Some(PAUSE_AFTER_ERROR)
+        });
+        match pause {
+            None => daemon.pressure.notified().await,
+            Some(pause) => select! {
+                () = daemon.pressure.notified() => {}
+                () = tokio::time::sleep(pause) => {}
+            },
+        }
+    }
+}
+
+/// Why a layer is not completed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Shortage {
+    /// The quota cannot hold it.
+    Quota,
+    /// The disk has too little room.
+    Disk,
+}
+
+/// What the disk has to offer beyond the quota.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub(super) enum Disk {
+    /// Enough, as far as is known.
+    #[default]
+    Fine,
+    /// Enough for what readers wait for.
+    Little,
+    /// Not even that.
+    Full,
+}
+
+/// How much may be fetched, and when to look again if nobody calls before.
+fn verdict(disk: Disk, exceeds_quota: bool) -> (Room, Option<Duration>) {
+    match (disk, exceeds_quota) {
+        (Disk::Full, _) => (Room::None, Some(Duration::from_secs(1))),
+        (Disk::Little, _) => (Room::Scarce, Some(Duration::from_secs(2))),
+        (Disk::Fine, true) => (Room::Scarce, Some(SETTLED)),
+        (Disk::Fine, false) => (Room::Enough, None),
+    }
+}
+
+/// How many bytes to give up when `usage` exceeds the quota: a little more than must be, so that this
+/// does not happen with each span.
+fn excess(quota: Option<u64>, usage: u64) -> u64 {
+    match quota {
+        Some(quota) if usage > quota => usage - (quota - (quota / 16).min(MOST_HEADROOM)),
+        _ => 0,
+    }
+}
+
+/// Which of the layers, by the bytes that they miss, can be whole within `free` bytes: as many as
+/// possible.
+fn affordable(missing: &[u64], mut free: u64) -> Vec<bool> {
+    let mut order: Vec<(usize, u64)> = missing.iter().copied().enumerate().collect();
+    order.sort_by_key(|(_, bytes)| *bytes);
+    let mut chosen = vec![false; missing.len()];
+    for (at, bytes) in order {
+        if bytes > free {
+            break;
+        }
+        free -= bytes;
+        if let Some(chosen) = chosen.get_mut(at) {
+            *chosen = true;
+        }
+    }
+    chosen
+}
+
+/// How far ahead is read in a cache of this size: guesses must not displace what is used.
+pub(super) fn rules_within(quota: Option<u64>) -> plan::Rules {
+    let rules = plan::Rules::default();
+    let Some(share) = quota.map(|quota| quota / 8) else { return rules };
+    plan::Rules {
+        whole_small_layers: rules.whole_small_layers.map(|most| most.min(share)),
+        max_window: rules.max_window.min(share),
+        max_unread: rules.max_unread.min(share),
+        max_directory: rules.max_directory.min(share),
+        ..rules
+    }
+}
+
+impl Daemon {
+    /// Looks whether there is room, and makes some if not. Returns when to look again.
+    fn look_for_room(&self) -> Result<Option<Duration>> {
+        let quota = self.store.quota();
+        let usage = self.store.usage()?;
+        let step = self.engine.needs_room().max(STEP);
+        let was_full = self.engine.room() == Room::None;
+        let (mut needed, mut why) = (excess(quota, usage), Shortage::Quota);
+        if was_full && needed < step && !self.store.has_room(step)? {
+            (needed, why) = (step, Shortage::Disk);
+        }
+        if needed > 0 {
+            let freed = self.give_up(needed, why)?;
+            tracing::debug!(usage, needed, freed, "room was needed");
+        }
+        let disk = self.disk(was_full, step)?;
+        let exceeds =
+            quota.is_some_and(|quota| self.store.usage().is_ok_and(|usage| usage > quota));
+        let (room, again) = verdict(disk, exceeds);
+        self.tell(disk, exceeds, quota);
+        self.engine.set_room(room);
+        if self.room.lock().has_changed && !self.complete_what_fits()? {
+            return Ok(Some(SETTLED));
+        }
+        if room == Room::Enough && self.left_out_for(Shortage::Disk) {
+            self.complete_if_the_disk_has_room();
+            return Ok(Some(DISK_PAUSE));
+        }
+        Ok(again)
+    }
+
+    /// Makes room on a full disk for a mount. Says whether there is more than before.
+    pub(super) fn find_room(&self, bytes: u64) -> Result<bool> {
+        Ok(self.give_up(bytes, Shortage::Disk)? > 0)
+    }
+
+    /// What the disk has to offer. Only after it was full it is looked at.
+    fn disk(&self, was_full: bool, step: u64) -> Result<Disk> {
+        if !was_full && self.room.lock().disk == Disk::Fine {
+            return Ok(Disk::Fine);
+        }
+        Ok(if !self.store.has_room(step)? {
+            Disk::Full
+        } else if self.store.has_room(step.saturating_mul(PLENTY))? {
+            Disk::Fine
+        } else {
+            Disk::Little
+        })
+    }
+
+    /// Says in the log what has changed.
+    fn tell(&self, disk: Disk, exceeds: bool, quota: Option<u64>) {
+        let mut state = self.room.lock();
+        if disk == Disk::Fine {
+            if let Some(since) = state.full_since.take() {
+                // The disk may have been too full for the message that it is.
+                let seconds = since.elapsed().as_secs();
+                tracing::warn!(seconds, "the disk was full, and there is room again");
+            }
+        } else {
+            state.full_since.get_or_insert_with(Instant::now);
+        }
+        if exceeds && state.excess == Excess::Never {
+            let quota = quota.unwrap_or_default();
+            tracing::warn!(
+                quota,
+                "the cache exceeds its quota, and all of it is in use: only what is read is fetched"
+            );
+        }
+        state.disk = disk;
+        state.excess = match (exceeds, state.excess) {
+            (true, _) => Excess::Now,
+            (false, Excess::Never) => Excess::Never,
+            (false, _) => Excess::Once,
+        };
+    }
+
+    /// Gives up about `needed` bytes, or as much as possible. Returns how many it were.
+    fn give_up(&self, needed: u64, why: Shortage) -> Result<u64> {
+        self.reap();
+        let mut freed = self.remove_unused(needed)?;
+        let mut layers: Vec<Arc<Layer>> = self.layers.lock().values().cloned().collect();
+        layers.retain(|layer| self.can_evict(layer));
+        let (sealed, open): (Vec<_>, Vec<_>) =
+            layers.into_iter().partition(|layer| layer.cache().is_sealed());
+        let mut evict = |idle: Duration| {
+            let left = needed.saturating_sub(freed);
+            freed += self.evict_coldest(&open, left, idle, why);
+            needed.saturating_sub(freed)
+        };
+        let left = evict(self.grace);
+        let coming = self.open_sealed(&sealed, &open, left, why);
+        if evict(self.grace.min(SETTLED)) > coming {
+            evict(Duration::ZERO);
+        }
+        Ok(freed)
+    }
+
+    /// Opens sealed layers until what can be given up of them soon is `needed`. Returns how much that is.
+    ///
+    /// Whoever was on his way to a layer before it was opened is not known, and is given time.
+    fn open_sealed(
+        &self,
+        sealed: &[Arc<Layer>],
+        open: &[Arc<Layer>],
+        needed: u64,
+        why: Shortage,
+    ) -> u64 {
+        if needed == 0 {
+            return 0;
+        }
+        let opened = open.iter().filter(|layer| layer.cache().has_unknown_readers());
+        let mut coming: u64 = opened.map(|layer| layer.bytes_present()).sum();
+        let missing = needed.saturating_sub(coming);
+        let worth = sealed.iter().filter(|layer| layer.bytes() >= WORTH_OPENING);
+        let worth: Vec<Arc<Layer>> = worth.cloned().collect();
+        for (layer, spans) in self.plan(&worth, missing, Duration::ZERO) {
+            self.evict(&layer, &spans, Duration::ZERO, why);
+            coming += layer.bytes_present();
+        }
+        coming
+    }
+
+    /// A span of a stream costs the whole layer again, and those of a lost mount are read past us.
+    fn can_evict(&self, layer: &Layer) -> bool {
+        !layer.is_in_order() && !self.front_ends.has_lost_readers(layer)
+    }
+
+    /// Gives up the coldest spans of layers that are not sealed.
+    fn evict_coldest(
+        &self,
+        layers: &[Arc<Layer>],
+        needed: u64,
+        idle: Duration,
+        why: Shortage,
+    ) -> u64 {
+        let mut freed = 0;
+        // Some may be in use at the moment: then warmer ones have to go.
+        for attempt in 0..ATTEMPTS {
+            let left = needed.saturating_sub(freed);
+            if left == 0 {
+                break;
+            }
+            for (layer, spans) in self.plan(layers, left << (2 * attempt), idle) {
+                if freed < needed {
+                    freed += self.evict(&layer, &spans, idle, why);
+                }
+            }
+        }
+        freed
+    }
+
+    fn plan(
+        &self,
+        layers: &[Arc<Layer>],
+        needed: u64,
+        idle: Duration,
+    ) -> Vec<(Arc<Layer>, Vec<u32>)> {
+        let caches: Vec<_> = layers.iter().map(|layer| Arc::clone(layer.cache())).collect();
+        let plan = self.store.plan_eviction(&caches, needed, idle).into_iter();
+        let of =
+            |cache: &cache::Layer| layers.iter().find(|layer| layer.digest() == cache.digest());
+        plan.filter_map(|(cache, spans)| Some((Arc::clone(of(&cache)?), spans))).collect()
+    }
+
+    fn evict(&self, layer: &Layer, spans: &[u32], idle: Duration, why: Shortage) -> u64 {
+        match self.front_ends.evict(layer, spans, idle) {
+            Ok(evicted) => {
+                if !evicted.spans.is_empty() {
+                    self.leave_out(layer, why);
+                }
+                evicted.punched
+            }
+            Err(err) => {
+                tracing::warn!(layer = %layer.digest(), error = %err, "nothing is given up of a layer");
+                0
+            }
+        }
+    }
+
+    /// Removes layers that no mount uses until `needed` bytes are free, the least recently used first.
+    pub(super) fn remove_unused(&self, needed: u64) -> Result<u64> {
+        let mut freed = 0;
+        for digest in if needed > 0 { self.unused_layers()? } else { Vec::new() } {
+            if freed >= needed {
+                break;
+            }
+            match self.store.remove(&digest) {
+                Ok(bytes) => freed += bytes,
+                // It is just being mounted.
+                Err(cache::RemoveError::InUse { .. }) => continue,
+                Err(err) => return Err(err.into()),
+            }
+            tracing::info!(layer = %digest, "unused layer removed to make room");
+        }
+        Ok(freed)
+    }
+
+    /// The layers that no mount uses, the least recently used first.
+    pub(super) fn unused_layers(&self) -> Result<Vec<Digest>> {
+        let needed = self.needed_layers()?;
+        let mut layers = self.store.list()?;
+        layers.retain(|layer| !layer.is_open && !needed.contains(&layer.digest));
+        layers.sort_by_key(|layer| layer.last_used);
+        Ok(layers.into_iter().map(|layer| layer.digest).collect())
+    }
+
+    /// Layers of mounts, also of those that could not be taken over, and of images that are being
+    /// mounted.
+    pub(super) fn needed_layers(&self) -> Result<HashSet<Digest>> {
+        let records = self.front_ends.records().context("reading the records of mounts")?;
+        let mut needed: HashSet<Digest> =
+            records.into_iter().flat_map(|record| record.layers).collect();
+        needed.extend(self.being_mounted().iter().flat_map(|image| image.layers.iter().copied()));
+        Ok(needed)
+    }
+
+    /// Starts what is done without anybody asking: small layers whole, then everything that the quota
+    /// can hold.
+    pub(super) fn complete(&self, image: &LoadedImage) {
+        if !image.is_completed.load(Ordering::Relaxed) {
+            return;
+        }
+        let chosen = self.completed_layers(image);
+        for layer in &chosen {
+            layer.mounted();
+        }
+        for layer in &chosen {
+            layer.complete();
+        }
+    }
+
+    /// The layers of an image for which there is room.
+    fn completed_layers<'a>(&self, image: &'a LoadedImage) -> Vec<&'a Arc<Layer>> {
+        let is_left_out = |layer: &Layer| self.left_out(layer).is_some() && missing(layer) > 0;
+        let candidates = image.layers.iter().filter(|layer| !is_left_out(layer));
+        let candidates: Vec<&Arc<Layer>> = candidates.collect();
+        let reserved: u64 = {
+            let others = self.layers.lock();
+            let others = others.values().filter(|layer| layer.is_completing());
+            let others = others.filter(|layer| candidates.iter().all(|own| own.id() != layer.id()));
+            others.map(|layer| missing(layer)).sum()
+        };
+        let wanted: Vec<u64> = candidates.iter().map(|layer| missing(layer)).collect();
+        let in_quota = affordable(&wanted, self.free_in_quota().saturating_sub(reserved));
+        let on_disk = affordable(&wanted, self.free_on_disk().saturating_sub(reserved));
+        let mut chosen = Vec::new();
+        for (layer, fits) in candidates.into_iter().zip(in_quota.into_iter().zip(on_disk)) {
+            match fits {
+                (true, true) => chosen.push(layer),
+                (false, _) => self.leave_out(layer, Shortage::Quota),
+                (true, false) => self.leave_out(layer, Shortage::Disk),
+            }
+        }
+        chosen
+    }
+
+    fn free_in_quota(&self) -> u64 {
+        let Some(quota) = self.store.quota() else { return u64::MAX };
+        quota.saturating_sub(self.store.usage().unwrap_or(quota))
+    }
+
+    /// What completion may use of the disk: it leaves some for what is read.
+    fn free_on_disk(&self) -> u64 {
+        self.store.free_bytes().unwrap_or_default().saturating_sub(STEP * PLENTY)
+    }
+
+    /// Does not complete a layer, for the time being.
+    fn leave_out(&self, layer: &Layer, why: Shortage) {
+        if self.room.lock().left_out.insert(*layer.digest(), why).is_none() {
+            tracing::info!(layer = %layer.digest(), ?why, "there is too little room to complete a layer: only what is read of it is fetched");
+        }
+        // Nobody else tells when the disk has room.
+        if why == Shortage::Disk {
+            self.pressure.notify_one();
+        }
+    }
+
+    fn left_out_for(&self, why: Shortage) -> bool {
+        self.room.lock().left_out.values().any(|reason| *reason == why)
+    }
+
+    /// Completes what was left out for want of room on the disk, once there is room for all of it.
+    fn complete_if_the_disk_has_room(&self) {
+        let left_out = self.room.lock().left_out.clone();
+        let is_meant = |layer: &&Arc<Layer>| left_out.get(layer.digest()) == Some(&Shortage::Disk);
+        let wanted: u64 =
+            self.layers.lock().values().filter(is_meant).map(|layer| missing(layer)).sum();
+        if wanted <= self.free_on_disk() {
+            self.room.lock().left_out.retain(|_, why| *why != Shortage::Disk);
+            self.complete_all();
+        }
+    }
+
+    /// Mounts have gone, or somebody has made room: what was left out may fit now.
+    pub(super) fn room_has_changed(&self) {
+        self.room.lock().has_changed = true;
+        self.pressure.notify_one();
+    }
+
+    /// Completes what fits now. Says whether that is all that can be done: a layer that no mount uses
+    /// may still be open, and make room in a moment.
+    fn complete_what_fits(&self) -> Result<bool> {
+        let mut state = self.room.lock();
+        state.has_changed = false;
+        state.left_out.clear();
+        drop(state);
+        self.complete_all();
+        let is_done = !self.left_out_for(Shortage::Quota) || !self.has_lingering_layers()?;
+        self.room.lock().has_changed |= !is_done;
+        Ok(is_done)
+    }
+
+    /// Whether a layer that no mount uses has not been closed yet: it is being proven, for example.
+    fn has_lingering_layers(&self) -> Result<bool> {
+        let needed = self.needed_layers()?;
+        let listed = self.store.list()?;
+        Ok(listed.iter().any(|layer| layer.is_open && !needed.contains(&layer.digest)))
+    }
+
+    fn complete_all(&self) {
+        let images: Vec<Arc<LoadedImage>> = self.images.lock().values().cloned().collect();
+        for image in images {
+            self.make_room_for(&image);
+            self.complete(&image);
+        }
+    }
+
+    /// Removes unused layers so that an image can be completed.
+    pub(super) fn make_room_for(&self, image: &LoadedImage) {
+        let Some(quota) = self.store.quota().filter(|_| image.record.tuning.complete) else {
+            return;
+        };
+        let coming: u64 = image.layers.iter().map(|layer| missing(layer)).sum();
+        let removed = self.store.usage().map_err(anyhow::Error::from).and_then(|usage| {
+            self.remove_unused(usage.saturating_add(coming).saturating_sub(quota))
+        });
+        if let Err(err) = removed {
+            tracing::warn!(error = crate::failure::in_full(&err), "unused layers stay");
+        }
+    }
+
+    /// Why a layer is not completed, if it is not.
+    pub(super) fn left_out(&self, layer: &Layer) -> Option<Shortage> {
+        self.room.lock().left_out.get(layer.digest()).copied()
+    }
+
+    /// What is wrong with the room, in a sentence.
+    pub(super) fn room_trouble(&self) -> Option<String> {
+        let exceeds = self.room.lock().excess == Excess::Now;
+        match self.engine.room() {
+            Room::None => Some("the disk is full: reads of missing bytes wait for room".to_owned()),
+            Room::Scarce if exceeds => Some(
+                "the cache exceeds its quota: it is all in use, and only what is read is fetched"
+                    .to_owned(),
+            ),
+            Room::Scarce => {
+                Some("the disk is almost full: only what is read is fetched".to_owned())
+            }
+            Room::Enough | Room::InTheMaking => None,
+        }
+    }
+}
+
+/// Whether the cache has exceeded its quota. It is said once: a quota that is too small is so again and
+/// again.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Excess {
+    #[default]
+    Never,
+    /// Once, but not now.
+    Once,
+    Now,
+}
+
+/// What the daemon knows of its room.
+#[derive(Debug, Default)]
+pub(super) struct RoomState {
+    disk: Disk,
+    full_since: Option<Instant>,
+    excess: Excess,
+    /// Mounts have gone, or room was made, since it was decided what is completed.
+    has_changed: bool,
+    /// Layers that are not completed.
+    left_out: HashMap<Digest, Shortage>,
+}
+
+fn missing(layer: &Layer) -> u64 {
+    layer.bytes().saturating_sub(layer.bytes_present())
+}
+
+/// Spans that were used within this time go last: whoever reads a file comes back at once.
+///
+/// They do not stay for safety; see `docs/design/0002-eviction.md`.
+const SETTLED: Duration = Duration::from_secs(1);
+
+/// Room is made for at least so many bytes when the disk is full.
+const STEP: u64 = 8 << 20;
+
+/// So many times the room that was missing must be there before more than what is read is fetched.
+const PLENTY: u64 = 4;
+
+/// How often the disk is looked at while a layer is left out because of it.
+const DISK_PAUSE: Duration = Duration::from_secs(5);
+
+/// At most so many bytes are given up beyond what must be.
+const MOST_HEADROOM: u64 = 1 << 30;
+
+/// Smaller layers stay sealed: they need nobody, and hardly any room.
+const WORTH_OPENING: u64 = 1 << 20;
+
+/// How often warmer spans are looked for when the coldest are in use.
+const ATTEMPTS: u32 = 4;
+
+const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_fits_is_completed_the_smallest_first() {
+        let check = |missing: &[u64], free, expected: &[bool]| {
+            assert_eq!(affordable(missing, free), expected, "{missing:?} in {free}");
+        };
+        check(&[], 0, &[]);
+        check(&[0, 5], 0, &[true, false]);
+        check(&[5, 3, 4], 7, &[false, true, true]);
+        check(&[5, 3, 4], 12, &[true, true, true]);
+        check(&[5, 3, 4], 11, &[false, true, true]);
+    }
+
+    #[test]
+    fn more_is_given_up_than_must_be() {
+        assert_eq!(excess(None, u64::MAX), 0);
+        assert_eq!(excess(Some(1600), 1600), 0);
+        assert_eq!(excess(Some(1600), 1601), 101);
+        assert_eq!(excess(Some(1 << 40), (1 << 40) + 1), MOST_HEADROOM + 1);
+        assert_eq!(excess(Some(0), 7), 7);
+    }
+
+    #[test]
+    fn little_room_is_for_readers() {
+        let check = |disk, exceeds, room, looks_again| {
+            let (found, again) = verdict(disk, exceeds);
+            assert_eq!((found, again.is_some()), (room, looks_again));
+        };
+        check(Disk::Fine, false, Room::Enough, false);
+        check(Disk::Fine, true, Room::Scarce, true);
+        check(Disk::Little, false, Room::Scarce, true);
+        check(Disk::Full, true, Room::None, true);
+    }
+
+    #[test]
+    fn guesses_are_small_in_a_small_cache() {
+        assert_eq!(rules_within(None), plan::Rules::default());
+        assert_eq!(rules_within(Some(1 << 40)), plan::Rules::default());
+        let small = rules_within(Some(8 << 20));
+        assert_eq!((small.max_window, small.max_unread), (1 << 20, 1 << 20));
+    }
+}
