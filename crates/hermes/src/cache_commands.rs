@@ -37,12 +37,23 @@ pub(crate) fn run(common: &GlobalArguments, output: Output, command: &CacheComma
             )
         }
     })?;
-    let damaged = answer.get("damaged").and_then(Value::as_array).map_or(&[][..], Vec::as_slice);
+    let names = |key: &str| -> Vec<String> {
+        let names = answer.get(key).and_then(Value::as_array).into_iter().flatten();
+        names.filter_map(Value::as_str).map(str::to_owned).collect()
+    };
+    let (damaged, stay) = (names("damaged"), names("stay"));
     if damaged.is_empty() {
         return Ok(());
     }
-    let names: Vec<&str> = damaged.iter().filter_map(Value::as_str).collect();
-    let message = format!("damaged, and to be fetched again: {}", names.join(", "));
+    let mut message = format!("damaged, and fetched again: {}", damaged.join(", "));
+    if !stay.is_empty() {
+        message = format!(
+            "damaged: {}; of these {} cannot be fetched again while they are mounted: unmount them, \
+             run `hermes cache verify` again, and mount them",
+            damaged.join(", "),
+            stay.join(", ")
+        );
+    }
     Err(Failure { exit: Exit::Corrupt, message }.into())
 }
 

@@ -1,5 +1,7 @@
 //! What the daemon does with its cache when asked.
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use oci::Digest;
 use serde_json::{Value, json};
@@ -45,9 +47,10 @@ impl Daemon {
         Ok(json!({ "layers": removed, "freed": freed }))
     }
 
-    /// Compares every present span with its checksum.
+    /// Compares every present span with its checksum. Damaged ones are fetched again; layers of which
+    /// that cannot be are removed, or named if they are mounted.
     pub(super) fn cache_verify(&self) -> Result<Value> {
-        let (mut bytes, mut damaged) = (0, Vec::<Digest>::new());
+        let (mut bytes, mut damaged, mut stay) = (0, Vec::<Digest>::new(), Vec::<Digest>::new());
         let listed = self.store.list()?;
         for layer in &listed {
             let opened = self
@@ -59,8 +62,36 @@ impl Daemon {
             bytes += report.bytes;
             if !report.is_sound() {
                 damaged.push(layer.digest);
+                if !self.mend(opened, &report)? {
+                    stay.push(layer.digest);
+                }
             }
         }
-        Ok(json!({ "layers": listed.len(), "bytes": bytes, "damaged": damaged }))
+        Ok(json!({ "layers": listed.len(), "bytes": bytes, "damaged": damaged, "stay": stay }))
+    }
+
+    /// Has what is damaged of a layer fetched again. Says whether that is possible.
+    fn mend(&self, layer: Arc<cache::Layer>, report: &cache::Report) -> Result<bool> {
+        let digest = *layer.digest();
+        let is_sealed = layer.is_sealed();
+        let spans = if report.is_damaged {
+            (0..layer.shape().span_count()).collect()
+        } else {
+            report.damaged.clone()
+        };
+        drop(layer);
+        let mounted = self.layers.lock().get(&digest).cloned();
+        match mounted {
+            Some(mounted) => mounted.refetch(&spans)?,
+            // Of a mount that could not be taken over.
+            None if self.needed_layers()?.contains(&digest) => return Ok(false),
+            None if is_sealed => {
+                self.store.remove(&digest)?;
+            }
+            // The damaged spans do not count as present any more.
+            None => {}
+        }
+        tracing::warn!(layer = %digest, spans = spans.len(), "damaged spans are fetched again");
+        Ok(true)
     }
 }

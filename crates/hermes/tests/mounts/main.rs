@@ -15,6 +15,7 @@ mod indexes;
 mod mirrors;
 mod names;
 mod offline;
+mod rot;
 mod setup;
 mod steps;
 mod streams;
