@@ -84,7 +84,8 @@ fn readers_get_an_error_at_their_deadline_and_never_zeros() {
         let err = file.read_at(&mut bytes, 0).unwrap_err();
         assert_eq!(err.raw_os_error(), Some(rustix::io::Errno::IO.raw_os_error()), "{backend}");
         assert!(begin.elapsed() >= Duration::from_secs(2) && bytes == vec![1; 4096]);
-        assert!(setup.log().contains("No space left on device"), "{}", setup.log());
+        // The log need not say so: it may be on the same disk.
+        assert!(says_full(&setup.status()).is_some(), "{}", setup.status());
         std::fs::remove_file(ballast).unwrap();
         // The error is not remembered, and everything goes on by itself.
         setup.until("there is room", || (setup.status()["room"] == Value::Null).then_some(()));

@@ -51,7 +51,7 @@ fn is_right_after(what: &str, options: &[&str], damage: impl Fn(&Setup, &Path)) 
     }
     // A reader goes on before the whole span is there.
     setup.until("what was read is kept", || {
-        (setup.status()["mounts"][0]["bytes_present"].as_u64()? > 7 << 20).then_some(())
+        (setup.status()["mounts"][0]["bytes_present"].as_u64()? > 4 << 20).then_some(())
     });
     setup.ok(&["umount", dir.to_str().unwrap()]);
     setup.end_daemon();

@@ -64,7 +64,7 @@ impl Setup {
 
     /// As [`run`](Self::run), with what people read.
     pub(crate) fn run_plain(&self, arguments: &[&str]) -> Output {
-        self.run(&[&["--output", "text"], arguments].concat())
+        self.run(&[arguments, &["--output", "text"]].concat())
     }
 
     fn run_in(&self, root: &Path, arguments: &[&str]) -> Output {
@@ -191,17 +191,12 @@ impl Drop for Setup {
         for mount in status["mounts"].as_array().into_iter().flatten() {
             self.run(&["umount", "--lazy", mount["dir"].as_str().unwrap_or_default()]);
         }
-        for process in ["daemon", "keeper"] {
-            if let Some(pid) = pid_of(&status, process) {
-                let graceful = process == "daemon" && end(pid, Signal::TERM);
-                if !graceful {
-                    end(pid, Signal::KILL);
-                }
-            }
+        if let Some(pid) = pid_of(&status, "daemon") {
+            end(pid, Signal::TERM);
         }
-        // A keeper that was started meanwhile, or one whose daemon was gone.
-        let keeper = std::fs::read_to_string(self.in_root("keeper.pid")).unwrap_or_default();
-        if let Ok(pid) = keeper.trim().parse() {
+        // Each starts the other again, and one that was just started may not answer yet. The run's look
+        // for leftovers finds what comes back all the same.
+        for pid in std::iter::from_fn(|| process_of(&self.root)).take(20) {
             end(pid, Signal::KILL);
         }
         let mounts = std::fs::read_to_string("/proc/self/mounts").unwrap_or_default();
@@ -221,6 +216,28 @@ impl Drop for SetWhenDropped<'_> {
     fn drop(&mut self) {
         self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
+}
+
+/// A process of ours that serves `root`: a keeper, if there is one, as those start the others.
+fn process_of(root: &Path) -> Option<i32> {
+    let root = root.to_str().unwrap();
+    let (mut keeper, mut other) = (None, None);
+    for process in std::fs::read_dir("/proc").unwrap().flatten() {
+        let read = |name: &str| std::fs::read_to_string(process.path().join(name));
+        // Nobody else is asked for its arguments: a process that waits for a page holds up who asks.
+        let is_hermes =
+            read("comm").is_ok_and(|name| ["hermes\n", "exe\n"].contains(&name.as_str()));
+        if !is_hermes {
+            continue;
+        }
+        let arguments = read("cmdline").unwrap_or_default();
+        let arguments: Vec<&str> = arguments.split('\0').collect();
+        if arguments.contains(&root) {
+            let place = if arguments.contains(&"keeper") { &mut keeper } else { &mut other };
+            *place = process.file_name().to_str().unwrap().parse().ok();
+        }
+    }
+    keeper.or(other)
 }
 
 fn pid_of(status: &Value, process: &str) -> Option<i32> {
