@@ -2,7 +2,7 @@
 //!
 //! The registry is on loopback, and nothing is completed in the background.
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -15,6 +15,7 @@ use bench::median;
 use bench::report::{Better, Figure, Options, Report, Target};
 use clap::Parser;
 use oci::Digest;
+use testkit::image::ImageRefs;
 use testkit::registry::Registry;
 use testnode::wait_until;
 use ztoc::{EntryKind, TocEntry};
@@ -22,6 +23,8 @@ use ztoc::{EntryKind, TocEntry};
 const PAGE: u64 = 4096;
 /// A file of which no more than a span and its neighbour are fetched at a time.
 const LARGE: u64 = 9 << 20;
+/// Arguments of `hermes index build`: so long are the spans of layers below 512 MB.
+const SHORT: &[&str] = &["--span-size", "1m"];
 const PATIENCE: Duration = Duration::from_secs(60);
 const N_READS: usize = 250;
 const MOST_MS: f64 = 10.0;
@@ -30,29 +33,48 @@ fn main() -> Result<()> {
     let options = Options::parse();
     let runs = options.runs.unwrap_or(3);
     let layers = Layers::make()?;
-    let hermes = Hermes::new()?;
     let registry = Registry::start(testkit::registry::Options::default())?;
     let image = layers.image(Subject::Large)?.push_to(&registry, "large", "1")?;
-    hermes.run(&["index", "build", &image.reference])?;
-    let places = places(&hermes, &image.layers[0])?;
+    // Each with a cache of its own: what one has fetched the others have not.
+    let nodes = BACKENDS.iter().map(|_backend| Hermes::new()).collect::<Result<Vec<Hermes>>>()?;
 
+    let mut report = Report::new("latency", runs);
     let target = Target::MedianBelow(MOST_MS);
-    let mut middle =
-        Figure::new("median of the reads", "ms", Better::Lower).target(target, &BACKENDS);
-    let mut worst = Figure::new("99th percentile of the reads", "ms", Better::Lower);
-    for _ in 0..runs {
-        for backend in BACKENDS {
-            let mut waits = read_all(&hermes, backend, &image.reference, &places)?;
-            waits.sort_by(f64::total_cmp);
-            middle.push(backend, median(&waits).context("no reads")?);
-            worst.push(backend, waits[(waits.len() * 99).div_ceil(100) - 1]);
+    for (spans, arguments) in [("of 2.5 MiB, the default here", &[][..]), ("of 1 MiB", SHORT)] {
+        let places = index(&nodes, &image, arguments)?;
+        let figure = |what| Figure::new(format!("{what}, spans {spans}"), "ms", Better::Lower);
+        let mut middle = figure("median of the reads").target(target, &BACKENDS);
+        let mut worst = figure("99th percentile of the reads");
+        for _ in 0..runs {
+            for (backend, mut waits) in BACKENDS.into_iter().zip(read_all(&nodes, &image, &places)?)
+            {
+                waits.sort_by(f64::total_cmp);
+                middle.push(backend, median(&waits).context("no reads")?);
+                worst.push(backend, waits[(waits.len() * 99).div_ceil(100) - 1]);
+            }
+        }
+        report.fact("reads in each run", places.len());
+        report.add(middle);
+        report.add(worst);
+    }
+    report.finish(&options)
+}
+
+/// Builds the index in the first node and copies it to the others. Returns where to read.
+fn index(nodes: &[Hermes], image: &ImageRefs, arguments: &[&str]) -> Result<Vec<Place>> {
+    let (first, others) = nodes.split_first().context("no node")?;
+    first.run(&["index", "rm", &image.layers[0].to_string()]).ok();
+    first.run(&[&["index", "build", &image.reference], arguments].concat())?;
+    let from = first.path("root/index");
+    for other in others {
+        let to = other.path("root/index");
+        fs::create_dir_all(&to)?;
+        for entry in fs::read_dir(&from)? {
+            let entry = entry?;
+            fs::copy(entry.path(), to.join(entry.file_name()))?;
         }
     }
-    let mut report = Report::new("latency", runs);
-    report.fact("reads in each run", places.len());
-    report.add(middle);
-    report.add(worst);
-    report.finish(&options)
+    places(first, &image.layers[0])
 }
 
 /// Where to read: a file, and the offset of a page in it.
@@ -84,17 +106,26 @@ fn place(toc: &[TocEntry], at: u64) -> Option<Place> {
     Some((name, (at - entry.offset) / PAGE * PAGE))
 }
 
-/// Mounts the image, reads each place once, and forgets it all. Milliseconds.
-fn read_all(hermes: &Hermes, backend: &str, image: &str, places: &[Place]) -> Result<Vec<f64>> {
-    let root = hermes.mount(image, backend, "never")?;
-    let waits = places.iter().map(|place| {
-        until_quiet(hermes)?;
-        read(&root, place).with_context(|| format!("reading {}", place.0))
-    });
-    let waits = waits.collect::<Result<Vec<f64>>>()?;
-    let blocked = hermes.status()?["blocked_reads"].as_u64().unwrap_or_default();
-    ensure!(usize::try_from(blocked)? >= places.len(), "only {blocked} reads had to wait");
-    hermes.forget(backend)?;
+/// Mounts the image, reads each place once, and forgets it all; each back end in its node, in turn.
+/// Milliseconds, for each back end.
+fn read_all(nodes: &[Hermes], image: &ImageRefs, places: &[Place]) -> Result<Vec<Vec<f64>>> {
+    let pairs = || nodes.iter().zip(BACKENDS);
+    let mount = |(node, backend): (&Hermes, &str)| node.mount(&image.reference, backend, "never");
+    let roots = pairs().map(mount).collect::<Result<Vec<_>>>()?;
+    let mut waits = vec![Vec::new(); nodes.len()];
+    for place in places {
+        for ((node, root), waits) in nodes.iter().zip(&roots).zip(&mut waits) {
+            until_quiet(node)?;
+            let wait = read(root, place).with_context(|| format!("reading {}", place.0))?;
+            waits.push(wait);
+        }
+    }
+    for (node, backend) in pairs() {
+        let blocked = node.status()?["blocked_reads"].as_u64().unwrap_or_default();
+        ensure!(usize::try_from(blocked)? >= places.len(), "only {blocked} reads had to wait");
+        node.forget(backend)?;
+        node.stop()?;
+    }
     Ok(waits)
 }
 
