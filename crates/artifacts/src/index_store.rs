@@ -191,10 +191,11 @@ impl IndexStore {
         layer: &Digest,
         layer_size: u64,
         bytes: &[u8],
-        soci: &[u8],
+        soci: Vec<u8>,
     ) -> Result<StoredIndex, StoreIndexError> {
         let path = self.soci_path(layer);
-        replace(&path, soci).map_err(|source| StoreIndexError::Io { path, source })?;
+        replace(&path, &soci).map_err(|source| StoreIndexError::Io { path, source })?;
+        drop(soci);
         self.save(layer, layer_size, bytes, IndexOrigin::Built)
     }
 

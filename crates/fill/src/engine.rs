@@ -45,7 +45,7 @@ impl Default for EngineOptions {
         Self {
             connections: 12,
             background_connections: 6,
-            memory: 48 << 20,
+            memory: 32 << 20,
             decoders: std::thread::available_parallelism().map_or(2, usize::from),
             rules: plan::Rules::default(),
         }

@@ -27,6 +27,7 @@ use crate::output::Output;
 
 fn main() -> ExitCode {
     let Arguments { common, command } = Arguments::parse();
+    sys::memory::return_large_blocks();
     if let Err(err) = log_to_stderr(&common) {
         return fail(&err);
     }

@@ -91,15 +91,17 @@ pub(crate) fn build_options(layer: &ImageLayer, soci: SpanOptions) -> BuildOptio
 
 /// Stores what a pass over `layer` found, under the layer's digest.
 pub(crate) fn save(
-    built: &LayerIndex,
+    built: LayerIndex,
     layer: &ImageLayer,
     indexes: &IndexStore,
 ) -> Result<StoredIndex, StoreIndexError> {
-    let (digest, bytes) = (&layer.digest, &built.ztoc_bytes);
-    match &built.also {
-        _ if built.is_streamed => indexes.save_streamed(digest, bytes, IndexOrigin::Built),
-        Some(soci) => indexes.save_both(digest, layer.size, bytes, soci),
-        None => indexes.save(digest, layer.size, bytes, IndexOrigin::Built),
+    // The table of contents is read back from the document: two of them would be in memory.
+    let LayerIndex { ztoc_bytes: bytes, also, is_streamed, .. } = built;
+    let digest = &layer.digest;
+    match also {
+        _ if is_streamed => indexes.save_streamed(digest, &bytes, IndexOrigin::Built),
+        Some(soci) => indexes.save_both(digest, layer.size, &bytes, soci),
+        None => indexes.save(digest, layer.size, &bytes, IndexOrigin::Built),
     }
 }
 

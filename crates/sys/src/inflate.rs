@@ -93,12 +93,27 @@ impl Inflate {
     /// [`InflateError::Memory`].
     pub fn resume(bits: u8, byte: u8, window: &[u8]) -> Result<Self, InflateError> {
         let mut inflate = Self::raw()?;
+        inflate.enter(bits, byte, window)?;
+        Ok(inflate)
+    }
+
+    /// As [`resume`](Self::resume), with the memory that this inflater has.
+    ///
+    /// # Errors
+    /// [`InflateError::Memory`].
+    pub fn resume_again(&mut self, bits: u8, byte: u8, window: &[u8]) -> Result<(), InflateError> {
+        // SAFETY: `stream` was initialised by `inflateInit2_`.
+        check_setup(unsafe { z::inflateReset2(&raw mut *self.stream, RAW_WINDOW_BITS) })?;
+        self.enter(bits, byte, window)
+    }
+
+    /// Makes a fresh raw inflater go on from the middle of a stream.
+    fn enter(&mut self, bits: u8, byte: u8, window: &[u8]) -> Result<(), InflateError> {
         let bits = bits.min(7);
         if bits > 0 {
             let value = c_int::from(byte >> (8 - bits));
             // SAFETY: `stream` was initialised by `inflateInit2_`.
-            let code =
-                unsafe { z::inflatePrime(&raw mut *inflate.stream, c_int::from(bits), value) };
+            let code = unsafe { z::inflatePrime(&raw mut *self.stream, c_int::from(bits), value) };
             check_setup(code)?;
         }
         let window = &window[window.len().saturating_sub(WINDOW_SIZE)..];
@@ -107,10 +122,10 @@ impl Inflate {
             // SAFETY: `stream` was initialised by `inflateInit2_`; `window` is valid for `len` bytes
             // and is copied, not kept.
             let code =
-                unsafe { z::inflateSetDictionary(&raw mut *inflate.stream, window.as_ptr(), len) };
+                unsafe { z::inflateSetDictionary(&raw mut *self.stream, window.as_ptr(), len) };
             check_setup(code)?;
         }
-        Ok(inflate)
+        Ok(())
     }
 
     /// Decodes from `input` into `output` as far as either goes, or to the next place named by

@@ -8,6 +8,7 @@ pub mod fuse_device;
 pub mod inflate;
 pub mod journal;
 pub mod loop_device;
+pub mod memory;
 pub mod mount;
 pub mod namespace;
 pub mod scheduling;

@@ -44,7 +44,7 @@ impl Ztoc {
         let place = self.spans.zinfo_range();
         let range = usize::try_from(place.start).ok().zip(usize::try_from(place.end).ok());
         let zinfo = range.and_then(|(start, end)| blob.get(start..end)).unwrap_or_default();
-        encode(self, zinfo).map(|(bytes, _place)| bytes)
+        encode(self, zinfo.to_vec()).map(|(bytes, _place)| bytes)
     }
 
     /// The window that a span is decoded with; empty if it needs none. `blob` is the document that
@@ -101,7 +101,7 @@ mod tests {
         let range = built.ztoc.spans.zinfo_range();
         let zinfo = &built.ztoc_bytes[range.start as usize..range.end as usize];
         let version_1 = [&zinfo[..12], &zinfo[12 + RECORD_LEN..]].concat();
-        let (blob, _place) = encode(&built.ztoc, &version_1).unwrap();
+        let (blob, _place) = encode(&built.ztoc, version_1).unwrap();
         let ztoc = Ztoc::parse(&blob, &Limits::default()).unwrap();
         assert!(ztoc.spans.len() > 1);
         for span in ztoc.spans.ids() {
@@ -125,7 +125,7 @@ mod tests {
     fn sizes_of_sparse_files_as_aws_writes_them_are_put_right() {
         let mut built = built();
         built.ztoc.toc[0].size = 9999;
-        let (blob, _place) = encode(&built.ztoc, &[0; 12]).unwrap();
+        let (blob, _place) = encode(&built.ztoc, vec![0; 12]).unwrap();
         Ztoc::parse(&blob, &Limits::default()).unwrap_err();
         let blob = built.ztoc.to_bytes(&built.ztoc_bytes).unwrap();
         assert_eq!(Ztoc::parse(&blob, &Limits::default()).unwrap().toc[0].size, 700);

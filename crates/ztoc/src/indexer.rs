@@ -272,7 +272,7 @@ impl Indexer {
                 toc,
                 spans,
             };
-            let (bytes, zinfo) = encode(&ztoc, &parts.zinfo)?;
+            let (bytes, zinfo) = encode(&ztoc, parts.zinfo)?;
             if to_u64(bytes.len()) > limits.ztoc {
                 return Err(IndexError::IndexTooLarge);
             }

@@ -80,7 +80,7 @@ impl Daemon {
         let built = stream::index_layer(origin, layer, options, write, count).await?;
         let (store, indexes, layer) =
             (Arc::clone(&self.store), self.indexes.clone(), layer.clone());
-        let keep = move || keep(&layer, &built, incoming, &store, &indexes);
+        let keep = move || keep(&layer, built, incoming, &store, &indexes);
         tokio::task::spawn_blocking(keep).await.context("keeping a layer")?
     }
 }
@@ -88,20 +88,21 @@ impl Daemon {
 /// Stores the layer's index, and then the layer.
 fn keep(
     layer: &ImageLayer,
-    built: &LayerIndex,
+    built: LayerIndex,
     incoming: Arc<Mutex<cache::Incoming>>,
     store: &cache::Store,
     indexes: &IndexStore,
 ) -> Result<()> {
+    let (diff_id, bytes) = (built.diff_id, built.uncompressed_total);
     let stored = stream::save(built, layer, indexes)?;
     indexes.make_durable(&layer.digest)?;
     let incoming = Arc::into_inner(incoming).context("the layer is still being written")?;
-    match store.keep(incoming.into_inner(), shape_of(&stored), built.diff_id) {
+    match store.keep(incoming.into_inner(), shape_of(&stored), diff_id) {
         // A mount that has it goes on with what it has.
         Ok(()) | Err(KeepError::InUse { .. }) => {}
         Err(err) => return Err(err).with_context(|| format!("keeping layer {}", layer.digest)),
     }
-    tracing::info!(layer = %layer.digest, bytes = built.uncompressed_total, "layer received and sealed");
+    tracing::info!(layer = %layer.digest, bytes, "layer received and sealed");
     Ok(())
 }
 

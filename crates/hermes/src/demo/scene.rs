@@ -80,7 +80,7 @@ impl Scene {
             let options = crate::stream::build_options(layer, SpanOptions::default());
             let built =
                 crate::stream::index_layer(origin, layer, options, |_| Ok(()), ignore).await?;
-            crate::stream::save(&built, layer, indexes)?;
+            crate::stream::save(built, layer, indexes)?;
             Ok::<_, anyhow::Error>(())
         });
         stream::iter(build).buffered(2).try_collect::<Vec<()>>().await?;

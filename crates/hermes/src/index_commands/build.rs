@@ -89,7 +89,7 @@ async fn build_layer(
 ) -> Result<LayerReport> {
     let begin = Instant::now();
     let indexed = index_layer(origin, layer, options, |_| Ok(()), count).await?;
-    let stored = save(&indexed, layer, indexes)?;
+    let stored = save(indexed, layer, indexes)?;
     Ok(LayerReport {
         digest: layer.digest,
         size: layer.size,

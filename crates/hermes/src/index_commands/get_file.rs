@@ -76,7 +76,7 @@ async fn index_now(
     }
     let options = build_options(layer, SpanOptions::default());
     let indexed = index_layer(origin, layer, options, |_| Ok(()), count).await?;
-    Ok(save(&indexed, layer, store)?)
+    Ok(save(indexed, layer, store)?)
 }
 
 async fn print(

@@ -9,8 +9,9 @@ use crate::rfc3339;
 use crate::spans::Compression;
 use crate::toc::{EntryKind, TocEntry};
 
-/// The document, and where in it the span data lies.
-pub(crate) fn encode(ztoc: &Ztoc, zinfo: &[u8]) -> Result<(Vec<u8>, Range<u64>), ZtocTooLarge> {
+/// The document, and where in it the span data lies. It is built around `zinfo`, most of it.
+pub(crate) fn encode(ztoc: &Ztoc, zinfo: Vec<u8>) -> Result<(Vec<u8>, Range<u64>), ZtocTooLarge> {
+    let len = zinfo.len();
     let mut builder = Builder::default();
     let version = builder.string(ztoc.version.as_bytes());
     let build_tool = builder.string(ztoc.build_tool.as_bytes());
@@ -23,7 +24,7 @@ pub(crate) fn encode(ztoc: &Ztoc, zinfo: &[u8]) -> Result<(Vec<u8>, Range<u64>),
     toc.reference(0, entries);
     let toc = toc.end();
 
-    let checkpoints = builder.bytes(zinfo);
+    let checkpoints = builder.bytes_later(len);
     let digests: Vec<Place> = ztoc
         .spans
         .digests()
@@ -51,8 +52,8 @@ pub(crate) fn encode(ztoc: &Ztoc, zinfo: &[u8]) -> Result<(Vec<u8>, Range<u64>),
     root.long(3, ztoc.uncompressed_size);
     root.reference(5, info);
     let root = root.end();
-    let bytes = builder.finish(root).ok_or(ZtocTooLarge)?;
-    let place = zinfo_place(&bytes, checkpoints, zinfo);
+    let bytes = builder.finish(root, zinfo).ok_or(ZtocTooLarge)?;
+    let place = zinfo_place(&bytes, checkpoints, len);
     Ok((bytes, place))
 }
 
@@ -112,8 +113,8 @@ fn write_entry(builder: &mut Builder, entry: &TocEntry) -> Place {
 }
 
 /// A place counts from the end of the buffer to the vector's length, which precedes its bytes.
-fn zinfo_place(bytes: &[u8], place: Place, zinfo: &[u8]) -> Range<u64> {
+fn zinfo_place(bytes: &[u8], place: Place, len: usize) -> Range<u64> {
     let start = bytes.len().saturating_sub(place.distance()).saturating_add(4);
-    let end = start.saturating_add(zinfo.len());
+    let end = start.saturating_add(len);
     u64::try_from(start).unwrap_or(u64::MAX)..u64::try_from(end).unwrap_or(u64::MAX)
 }

@@ -18,8 +18,10 @@ impl Place {
 /// A buffer ends at 2 GiB: [`Builder::finish`] tells if it would be larger.
 #[derive(Debug, Default)]
 pub(crate) struct Builder {
-    /// The buffer with its last byte first.
+    /// The buffer with its last byte first, without the bytes that are put in later.
     reversed: Vec<u8>,
+    /// How much of it is behind the bytes that are put in later, and how many those are.
+    gap: Option<(usize, usize)>,
     min_align: usize,
     /// The distinct vtables: the fields' offsets, and where the vtable is. Two tables whose fields lie alike
     /// share one even if their lengths differ: Go's builder compares only the fields.
@@ -34,10 +36,12 @@ impl Builder {
         self.end_vector(text, text.len())
     }
 
-    /// Writes a vector of bytes.
-    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> Place {
-        self.prepare(4, bytes.len());
-        self.end_vector(bytes, bytes.len())
+    /// Writes a vector of `len` bytes that [`finish`](Self::finish) is given, which spares a copy. There is
+    /// one in a buffer.
+    pub(crate) fn bytes_later(&mut self, len: usize) -> Place {
+        self.prepare(4, len);
+        self.gap = Some((self.reversed.len(), len));
+        self.end_vector(&[], len)
     }
 
     /// Writes a vector of tables or strings.
@@ -51,24 +55,35 @@ impl Builder {
 
     /// Begins a table; nothing else may be written until it ends.
     pub(crate) fn table(&mut self) -> TableBuilder<'_> {
-        let start = self.reversed.len();
+        let start = self.len();
         TableBuilder { builder: self, start, fields: Vec::new() }
     }
 
-    /// The buffer, unless it is larger than the format allows.
-    pub(crate) fn finish(mut self, root: Place) -> Option<Vec<u8>> {
+    /// The buffer, unless it is larger than the format allows. `bytes` is what was announced to
+    /// [`bytes_later`](Self::bytes_later).
+    pub(crate) fn finish(mut self, root: Place, mut bytes: Vec<u8>) -> Option<Vec<u8>> {
         self.prepare(self.min_align, 4);
         self.put_offset(root);
         // Below this every offset was exact: none is larger than the buffer.
-        i32::try_from(self.reversed.len()).ok()?;
+        i32::try_from(self.len()).ok()?;
         self.reversed.reverse();
-        Some(self.reversed)
+        let behind = self.gap.map_or(0, |(behind, _len)| behind);
+        let front = self.reversed.len().saturating_sub(behind);
+        bytes.reserve_exact(self.reversed.len());
+        bytes.extend(self.reversed.drain(front..));
+        bytes.splice(0..0, self.reversed);
+        Some(bytes)
+    }
+
+    /// How long the buffer is so far.
+    fn len(&self) -> usize {
+        self.reversed.len().saturating_add(self.gap.map_or(0, |(_behind, len)| len))
     }
 
     /// Pads so that, `additional` bytes further, a number of `size` bytes would be aligned.
     fn prepare(&mut self, size: usize, additional: usize) {
         self.min_align = self.min_align.max(size);
-        let end = self.reversed.len().saturating_add(additional);
+        let end = self.len().saturating_add(additional);
         // Sizes are powers of two.
         let padding = end.wrapping_neg() & size.saturating_sub(1);
         self.reversed.resize(self.reversed.len().saturating_add(padding), 0);
@@ -80,14 +95,14 @@ impl Builder {
 
     fn put_offset(&mut self, place: Place) {
         self.prepare(4, 0);
-        let distance = self.reversed.len().saturating_sub(place.0).saturating_add(4);
+        let distance = self.len().saturating_sub(place.0).saturating_add(4);
         self.put(&narrow(distance).to_le_bytes());
     }
 
     fn end_vector(&mut self, bytes: &[u8], count: usize) -> Place {
         self.put(bytes);
         self.put(&narrow(count).to_le_bytes());
-        Place(self.reversed.len())
+        Place(self.len())
     }
 }
 
@@ -131,7 +146,8 @@ impl TableBuilder<'_> {
         let Self { builder, start, fields } = self;
         builder.prepare(4, 0);
         builder.put(&[0; 4]);
-        let object = builder.reversed.len();
+        let object = builder.len();
+        let written = builder.reversed.len();
         let offsets: Vec<usize> =
             fields.iter().map(|&at| if at == 0 { 0 } else { object.saturating_sub(at) }).collect();
         // From the table to its vtable, against the direction of the buffer: positive if the vtable
@@ -145,12 +161,12 @@ impl TableBuilder<'_> {
                 builder.put(&short(object.saturating_sub(start)).to_le_bytes());
                 let len = offsets.len().saturating_add(2).saturating_mul(2);
                 builder.put(&short(len).to_le_bytes());
-                let vtable = builder.reversed.len();
+                let vtable = builder.len();
                 builder.vtables.insert(offsets, vtable);
                 narrow(vtable.saturating_sub(object))
             }
         };
-        let header = object.saturating_sub(4)..object;
+        let header = written.saturating_sub(4)..written;
         if let Some(header) = builder.reversed.get_mut(header) {
             header.copy_from_slice(&distance.to_be_bytes());
         }
@@ -161,7 +177,7 @@ impl TableBuilder<'_> {
         let len = self.fields.len().max(id.saturating_add(1));
         self.fields.resize(len, 0);
         if let Some(field) = self.fields.get_mut(id) {
-            *field = self.builder.reversed.len();
+            *field = self.builder.len();
         }
     }
 }

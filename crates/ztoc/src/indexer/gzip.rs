@@ -5,11 +5,11 @@
 //! more than the span size of output after the beginning of the one before.
 
 use oci::{Digest, Hasher};
-use sys::inflate::{Inflate, State, Step, Stop};
+use sys::inflate::{Inflate, InflateError, State, Step, Stop};
 
 use super::{Deliver, FoundSpans, IndexError, SpanOptions, gzip_header, to_u64};
 use crate::spans::{Checkpoint, RECORD_LEN, WINDOW_SIZE, gzip_record};
-use crate::window;
+use crate::window::Thinner;
 
 /// How much is inflated before the window has to be moved.
 const OUTPUT_SIZE: usize = 256 << 10;
@@ -40,8 +40,8 @@ struct Table {
     zinfo: Vec<u8>,
     /// Over the span being read, the byte shared with the one before included.
     hasher: Hasher,
-    /// The beginning of that span, if windows are to be thinned.
-    sample: Option<Vec<u8>>,
+    /// If windows are to be thinned.
+    thinner: Option<Thinner>,
 }
 
 impl GzipSpans {
@@ -50,15 +50,17 @@ impl GzipSpans {
         also: Option<SpanOptions>,
         max_zinfo: u64,
     ) -> Result<Self, IndexError> {
+        let no_memory = |source| IndexError::Inflate { at: 0, source };
+        let table = |spans| Table::new(spans, max_zinfo).map_err(no_memory);
         Ok(Self {
-            inflate: Inflate::gzip().map_err(|source| IndexError::Inflate { at: 0, source })?,
+            inflate: Inflate::gzip().map_err(no_memory)?,
             between_members: false,
             buffer: OutputBuffer::new(),
             consumed: 0,
             produced: 0,
             last_byte: 0,
-            table: Table::new(spans, max_zinfo),
-            also: also.map(|spans| Table::new(spans, max_zinfo)),
+            table: table(spans)?,
+            also: also.map(table).transpose()?,
         })
     }
 
@@ -142,25 +144,24 @@ impl GzipSpans {
 }
 
 impl Table {
-    fn new(options: SpanOptions, max_zinfo: u64) -> Self {
+    fn new(options: SpanOptions, max_zinfo: u64) -> Result<Self, InflateError> {
         let SpanOptions { span_size, sparse_windows } = options;
-        Self {
+        Ok(Self {
             span_size,
             max_zinfo,
             checkpoints: Vec::new(),
             digests: Vec::new(),
             zinfo: gzip_header(0, span_size).to_vec(),
             hasher: Hasher::new(),
-            sample: sparse_windows.then(Vec::new),
-        }
+            thinner: sparse_windows.then(Thinner::new).transpose()?,
+        })
     }
 
     /// The next bytes of the layer.
     fn take(&mut self, taken: &[u8]) {
         // What precedes the first checkpoint is the header, which belongs to no span.
         if !self.checkpoints.is_empty() {
-            self.hasher.update(taken);
-            self.keep_sample(taken);
+            self.hash(taken);
         }
     }
 
@@ -189,31 +190,26 @@ impl Table {
         gzip_record(&mut self.zinfo, &point, window);
         self.checkpoints.push(point);
         if point.bits > 0 {
-            let shared = [last_byte];
-            self.hasher.update(&shared);
-            self.keep_sample(&shared);
+            self.hash(&[last_byte]);
         }
         Ok(())
     }
 
     fn end_span(&mut self) {
         self.digests.push(std::mem::take(&mut self.hasher).finish());
-        let (Some(sample), Some(point)) = (&mut self.sample, self.checkpoints.last()) else {
-            return;
-        };
         // The span's record is the last one, and ends with its window.
-        if let Some(window) = self.zinfo.last_chunk_mut::<WINDOW_SIZE>()
-            && point.uncompressed > 0
+        if let (Some(thinner), Some(point)) = (&mut self.thinner, self.checkpoints.last())
+            && let Some(window) = self.zinfo.last_chunk_mut::<WINDOW_SIZE>()
         {
-            window::blank_unused(point.bits, sample, window);
+            thinner.blank_unused(point.bits, window);
         }
-        sample.clear();
     }
 
-    fn keep_sample(&mut self, taken: &[u8]) {
-        if let Some(sample) = &mut self.sample {
-            let room = window::ENOUGH.saturating_sub(sample.len());
-            sample.extend_from_slice(taken.get(..room).unwrap_or(taken));
+    /// Takes in bytes of the span being read.
+    fn hash(&mut self, taken: &[u8]) {
+        self.hasher.update(taken);
+        if let Some(thinner) = &mut self.thinner {
+            thinner.take(taken);
         }
     }
 

@@ -90,7 +90,7 @@ pub(crate) fn plain_zinfo(span_size: u64, size: u64) -> Vec<u8> {
     table.long(1, span_size);
     table.long(2, size);
     let root = table.end();
-    builder.finish(root).expect("a table of twenty bytes")
+    builder.finish(root, Vec::new()).expect("a table of twenty bytes")
 }
 
 type Parsed = (u64, Vec<Checkpoint>, u32);
