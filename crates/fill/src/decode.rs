@@ -4,6 +4,7 @@ use std::collections::BinaryHeap;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Weak};
 use std::thread;
+use std::time::Instant;
 
 use bytes::Bytes;
 use oci::Digest;
@@ -24,6 +25,8 @@ pub(crate) struct Work {
     /// Who sent them.
     pub(crate) sender: Option<Arc<dyn Sender>>,
     pub(crate) class: plan::Class,
+    /// When they had come.
+    pub(crate) since: Instant,
     /// Its share of the memory that transfers may take; given back when the job is dropped.
     pub(crate) _memory: Option<OwnedSemaphorePermit>,
 }
@@ -61,21 +64,50 @@ struct Queue {
 /// The pool; its threads end when it is closed.
 #[derive(Default)]
 pub(crate) struct Pool {
+    /// Spans that somebody reads, or soon will.
+    urgent: Lane,
+    /// Spans that make a layer whole. Their threads get what the programs of the machine leave of its
+    /// processors: a program that starts reads little and computes much.
+    patient: Lane,
+}
+
+#[derive(Default)]
+struct Lane {
     queue: Mutex<Queue>,
     filled: Condvar,
 }
 
 impl Pool {
-    /// Starts `threads` threads that work for `shared` until the pool is closed.
+    /// Starts `threads` threads in each lane that work for `shared` until the pool is closed.
     pub(crate) fn start(&self, threads: usize, shared: &Arc<Shared>) -> std::io::Result<()> {
         for number in 0..threads {
-            let shared = Arc::downgrade(shared);
-            thread::Builder::new().name(format!("decode-{number}")).spawn(move || work(&shared))?;
+            for (name, lane) in [("decode", false), ("complete", true)] {
+                let shared = Arc::downgrade(shared);
+                let name = format!("{name}-{number}");
+                thread::Builder::new().name(name).spawn(move || work(&shared, lane))?;
+            }
         }
         Ok(())
     }
 
     pub(crate) fn push(&self, job: Work) {
+        // One that was fetched for nobody may be awaited by now.
+        let is_patient = job.class == plan::Class::Background && !job.layer.is_awaited(job.span.0);
+        self.lane(is_patient).push(job);
+    }
+
+    pub(crate) fn close(&self) {
+        self.urgent.close();
+        self.patient.close();
+    }
+
+    const fn lane(&self, is_patient: bool) -> &Lane {
+        if is_patient { &self.patient } else { &self.urgent }
+    }
+}
+
+impl Lane {
+    fn push(&self, job: Work) {
         let mut queue = self.queue.lock();
         queue.pushed += 1;
         let rank = (std::cmp::Reverse(job.class), std::cmp::Reverse(queue.pushed));
@@ -84,7 +116,7 @@ impl Pool {
         self.filled.notify_one();
     }
 
-    pub(crate) fn close(&self) {
+    fn close(&self) {
         self.queue.lock().closed = true;
         self.filled.notify_all();
     }
@@ -103,12 +135,20 @@ impl Pool {
     }
 }
 
-fn work(shared: &Weak<Shared>) {
+fn work(shared: &Weak<Shared>, is_patient: bool) {
+    if is_patient {
+        // Of this thread alone. Nobody may be forbidden to be nicer.
+        rustix::process::setpriority_process(None, NICENESS).ok();
+    }
     let mut buffers = Buffers::new();
     loop {
         let Some(shared) = shared.upgrade() else { return };
-        let Some(job) = shared.decode.pop() else { return };
+        let Some(job) = shared.decode.lane(is_patient).pop() else { return };
+        let begin = Instant::now();
         let result = make(&job.layer, job.span, &job.compressed, &mut buffers);
+        let (digest, took) = (job.layer.digest(), begin.elapsed());
+        let waited = begin - job.since;
+        tracing::debug!(layer = %digest, span = job.span.0, ?waited, ?took, "a span was made");
         if let (Err(SpanFault::WrongBytes { expected, found, .. }), Some(sender)) =
             (&result, &job.sender)
         {
@@ -182,6 +222,9 @@ pub(crate) fn make(
 }
 
 const WINDOW: usize = 32 * 1024;
+
+/// Against a program that computes: a tenth of its share.
+const NICENESS: i32 = 10;
 
 /// How much is inflated between two looks at who waits.
 const PIECE: usize = 128 * 1024;

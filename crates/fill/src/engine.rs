@@ -371,6 +371,11 @@ impl Shared {
         self.work.notify_one();
     }
 
+    /// A request's first byte came after `time`.
+    pub(crate) fn first_byte(&self, time: Duration) {
+        self.pace.lock().first_byte(time, Instant::now());
+    }
+
     /// Compressed bytes have come.
     pub(crate) fn received(&self, bytes: u64) {
         self.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);

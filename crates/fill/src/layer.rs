@@ -534,6 +534,9 @@ impl Layer {
     }
 
     fn tell(&self, waiter: Waiter, result: Result<(), ReadError>) {
+        let Range { start, end } = waiter.range;
+        let (layer, waited) = (&self.spec.digest, waiter.since.elapsed());
+        tracing::debug!(%layer, start, end, pid = waiter.reader.pid, ?waited, "a read waited");
         if let Some(shared) = self.shared.upgrade() {
             shared.reader_done(SlowRead {
                 layer: self.spec.digest,

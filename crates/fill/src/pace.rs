@@ -1,7 +1,9 @@
 //! How fast bytes come, and so how many may be on their way without being wanted yet.
 //!
 //! What was asked for cannot be called back: it is on the link before whatever a reader asks for next.
-//! So the less a link carries, the less is asked for ahead.
+//! So the less a link carries, the less is asked for ahead: what it carries during a round trip, which
+//! keeps it busy, and during the time that a reader may be held up. That is also what makes the rate
+//! grow to the link's own: as long as there is no queue, more is under way than has come in a round trip.
 
 use std::time::{Duration, Instant};
 
@@ -14,11 +16,15 @@ pub(crate) struct Pace {
     bytes: u64,
     /// Whether completion kept the link busy all the time since.
     busy: bool,
+    /// The shortest times from a request to its first byte: of this period and of the one before.
+    trips: [Option<Duration>; 2],
+    period_since: Instant,
 }
 
 impl Pace {
     pub(crate) fn new(now: Instant) -> Self {
-        Self { rate: FIRST_RATE, since: now, bytes: 0, busy: true }
+        let (trips, period_since) = ([None; 2], now);
+        Self { rate: FIRST_RATE, since: now, bytes: 0, busy: true, trips, period_since }
     }
 
     /// Counts bytes that have come; `busy` says whether completion has transfers under way. Readers alone
@@ -40,6 +46,21 @@ impl Pace {
         self.busy = true;
     }
 
+    /// A request's first byte came after `time`.
+    pub(crate) fn first_byte(&mut self, time: Duration, now: Instant) {
+        if now.saturating_duration_since(self.period_since) > PERIOD {
+            self.trips = [None, self.trips[0]];
+            self.period_since = now;
+        }
+        self.trips[0] = Some(self.trips[0].map_or(time, |shortest| shortest.min(time)));
+    }
+
+    /// From a request to its first byte where nothing is in its way.
+    fn trip(&self) -> Duration {
+        let shortest = self.trips.iter().flatten().min().copied();
+        shortest.unwrap_or(FIRST_TRIP).min(LONGEST_TRIP)
+    }
+
     /// What the link carries in `time`.
     fn carries(&self, time: Duration) -> u64 {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -56,13 +77,13 @@ impl Pace {
 
     /// `limits` for a link of this rate.
     pub(crate) fn limits(&self, limits: plan::Limits) -> plan::Limits {
-        let idle_bytes = self.carries(IDLE).clamp(512 << 10, limits.idle_bytes);
+        let idle_bytes = self.carries(self.trip() + IDLE).clamp(512 << 10, limits.idle_bytes);
         let connections = u64::from(limits.background_connections.max(1));
         plan::Limits {
             idle_bytes,
             background_bytes: (idle_bytes / connections).clamp(256 << 10, limits.background_bytes),
             speculative_bytes: self
-                .carries(WAITING)
+                .carries(self.trip() + WAITING)
                 .clamp(256 << 10, limits.speculative_bytes.max(256 << 10)),
             ..limits
         }
@@ -75,9 +96,8 @@ const FIRST_RATE: u64 = 60_000_000;
 /// How long is counted before the rate is looked at.
 const SAMPLE: Duration = Duration::from_millis(50);
 
-/// For how long the link may be busy with what nobody waits for: enough to keep it full over round trips
-/// of 60 ms.
-const IDLE: Duration = Duration::from_millis(60);
+/// How long a reader who comes may be held up by what nobody waits for.
+const IDLE: Duration = Duration::from_millis(40);
 
 /// What completes within this time is not held back.
 const SOON: Duration = Duration::from_secs(5);
@@ -85,8 +105,17 @@ const SOON: Duration = Duration::from_secs(5);
 /// How long no reader must have waited before what is held back goes on.
 const QUIET: Duration = Duration::from_millis(500);
 
-/// The same while a reader waits: it keeps the link full over a round trip of 20 ms.
-const WAITING: Duration = Duration::from_millis(20);
+/// The same for the next one, while a reader waits.
+const WAITING: Duration = Duration::from_millis(15);
+
+/// The round trip until one was measured.
+const FIRST_TRIP: Duration = Duration::from_millis(20);
+
+/// A registry that takes longer to answer is not made faster by asking for more.
+const LONGEST_TRIP: Duration = Duration::from_millis(200);
+
+/// How long a round trip is remembered, at least.
+const PERIOD: Duration = Duration::from_secs(5);
 
 #[cfg(test)]
 mod tests {
@@ -126,7 +155,7 @@ mod tests {
         let limits = after_a_second_at(12_500_000);
         assert_eq!(limits.idle_bytes, 750_000);
         assert_eq!(limits.background_bytes, 256 << 10);
-        assert_eq!(limits.speculative_bytes, 256 << 10);
+        assert_eq!(limits.speculative_bytes, 437_500);
     }
 
     #[test]
@@ -134,7 +163,22 @@ mod tests {
         let limits = after_a_second_at(125_000_000);
         assert_eq!(limits.idle_bytes, 7_500_000);
         assert_eq!(limits.background_bytes, 7_500_000 / 4);
-        assert_eq!(limits.speculative_bytes, 2_500_000);
+        assert_eq!(limits.speculative_bytes, 4_375_000);
+    }
+
+    #[test]
+    fn the_rate_grows_to_that_of_the_link_and_not_beyond() {
+        // What is under way comes within a round trip, as long as the link carries it.
+        let (trip, link) = (Duration::from_millis(20), 125_000_000_u64);
+        let begin = Instant::now();
+        let mut pace = Pace { rate: 10_000_000, ..Pace::new(begin) };
+        pace.first_byte(trip, begin);
+        for step in 1..=100_u32 {
+            let under_way = pace.limits(plan::Limits::default()).speculative_bytes;
+            let in_a_step = (under_way / 2 * 5).min(link / 20);
+            pace.count(in_a_step, true, begin + Duration::from_millis(50) * step);
+        }
+        assert!(pace.rate > link / 10 * 8 && pace.rate <= link, "{}", pace.rate);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -70,7 +71,11 @@ pub(crate) fn permits(bytes: u64) -> usize {
 /// Carries out `fetch`; every span of it ends in [`Shared::span_done`].
 pub(crate) async fn run(shared: Arc<Shared>, layer: Arc<Layer>, job: plan::Job) {
     let mut cut = Cut::new(Arc::clone(&layer), &job);
+    let begin = Instant::now();
     let result = receive(&shared, &layer, &job, &mut cut).await;
+    let (class, spans, bytes) = (job.class, &job.spans, job.bytes.end - job.bytes.start);
+    let (digest, took) = (layer.digest(), begin.elapsed());
+    tracing::debug!(layer = %digest, ?class, ?spans, bytes, ?took, "a transfer ended");
     shared.transfer_ended(&job);
     if let Err(fault) = result {
         let fault = Arc::new(fault);
@@ -104,12 +109,16 @@ async fn receive(
         memory.acquire_many_owned(wanted).await.ok()
     };
     shared.requests.fetch_add(1, Ordering::Relaxed);
+    let mut asked = Some(Instant::now());
     let Transfer { bytes: mut stream, sender } =
         layer.spec().source.open(job.bytes.clone()).await?;
     let sender: Option<Arc<dyn Sender>> = sender.map(Arc::from);
     let mut receiving = None;
     while let Some(piece) = stream.next().await {
         let piece = piece?;
+        if let Some(asked) = asked.take() {
+            shared.first_byte(asked.elapsed());
+        }
         if urgent && receiving.is_none() {
             receiving = Some(Urgent::new(&shared.traffic));
         }
@@ -121,7 +130,9 @@ async fn receive(
             }
             let share = share(&mut permit, compressed.len());
             let (layer, sender, class) = (Arc::clone(layer), sender.clone(), job.class);
-            shared.decode.push(Work { layer, span, compressed, sender, class, _memory: share });
+            let since = Instant::now();
+            let work = Work { layer, span, compressed, sender, class, since, _memory: share };
+            shared.decode.push(work);
         });
     }
     if cut.is_done() { Ok(()) } else { Err(ended_early(cut)) }

@@ -281,6 +281,34 @@ pub(crate) struct DaemonTuning {
     /// How long bytes stay after they were read, if others can be given up [default: 60s]
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub(crate) eviction_grace: Option<Duration>,
+    /// What is not fetched before it is read, to see what it is worth
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "RULE")]
+    pub(crate) without: Vec<Rule>,
+}
+
+/// Why something is fetched before it is read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Rule {
+    /// Small layers are fetched whole at the mount
+    SmallLayers,
+    /// Who reads on is read ahead of, twice as far each time
+    Sequential,
+    /// Small files are fetched whole
+    SmallFiles,
+    /// The span behind one that is read is fetched with it
+    Neighbours,
+    /// Directories of which two files are read are fetched whole
+    Directories,
+    /// The program of `hermes run`, its interpreter and its libraries are fetched at the mount
+    Program,
+    /// Everything else is fetched in the background
+    Completion,
+}
+
+impl Rule {
+    pub(crate) fn name(self) -> String {
+        self.to_possible_value().map(|value| value.get_name().to_owned()).unwrap_or_default()
+    }
 }
 
 /// When the rest of an image is fetched.

@@ -30,7 +30,7 @@ use self::images::{ImageRecord, LoadedImage, merge, shape_of};
 use self::receive::Receiving;
 use self::room::RoomState;
 use self::source::Blob;
-use crate::args::{DaemonArguments, DaemonTuning, GlobalArguments};
+use crate::args::{DaemonArguments, DaemonTuning, GlobalArguments, Rule};
 use crate::protocol::{Access, MountRequest};
 
 pub(crate) use self::report::{ExplainReport, MountReport, ProcessReport, StatusReport};
@@ -53,6 +53,8 @@ struct Daemon {
     pressure: Arc<Notify>,
     /// How long spans stay that were used, if others can go.
     grace: Duration,
+    /// What is not fetched before it is read.
+    without: Vec<Rule>,
     /// One image is made ready at a time, so that two mounts of it share it.
     preparing: tokio::sync::Mutex<()>,
     receiving: Receiving,
@@ -192,7 +194,7 @@ impl Daemon {
                 }
             }
         };
-        let rules = room::rules_within(tuning.quota);
+        let rules = room::rules_within(tuning.quota, &tuning.without);
         let engine_options = EngineOptions { rules, ..EngineOptions::default() };
         let engine = Engine::start(engine_options, runtime, Box::new(tell));
         let engine = engine.context("starting the engine")?;
@@ -215,6 +217,7 @@ impl Daemon {
             room: Mutex::default(),
             pressure,
             grace,
+            without: tuning.without.clone(),
             preparing: tokio::sync::Mutex::default(),
             receiving: Receiving::default(),
         })
@@ -405,7 +408,7 @@ impl Daemon {
         let (dir, backend) = (request.dir.clone(), request.backend);
         let to_mount = loaded.to_mount(&self.root);
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
-        start(&loaded, request);
+        self.prefetch_program(&loaded, request);
         self.make_room_for(&loaded);
         self.complete(&loaded);
         let warnings = warning.into_iter().chain(loaded.other_deadline(request.tuning)).collect();
@@ -546,6 +549,24 @@ impl Daemon {
     fn is_needed(&self) -> bool {
         self.front_ends.is_needed()
     }
+
+    /// Starts to fetch what the program of a new mount needs first.
+    fn prefetch_program(&self, image: &Arc<LoadedImage>, request: &MountRequest) {
+        if self.without.contains(&Rule::Program) {
+            return;
+        }
+        let config = &image.record.config.config;
+        let arguments = match request.command.as_slice() {
+            // Only what is read is to be fetched.
+            [] if !request.tuning.complete => Vec::new(),
+            [] => [config.entrypoint.as_slice(), &config.cmd].concat(),
+            command => command.to_vec(),
+        };
+        let (environment, working_dir) = (config.env.clone(), config.working_dir.clone());
+        let command = program_files::Command { arguments, environment, working_dir };
+        let of_program = Arc::clone(image);
+        tokio::task::spawn_blocking(move || program_files::prefetch(&of_program, &command));
+    }
 }
 
 /// How long a span stays after a use, if others can go, and readers are believed to be on the way whom
@@ -554,21 +575,6 @@ const GRACE: Duration = Duration::from_mins(1);
 
 fn is_no_room(err: &anyhow::Error) -> bool {
     cache::is_no_room(err.as_ref())
-}
-
-/// Starts to fetch what the program of a new mount needs first.
-fn start(image: &Arc<LoadedImage>, request: &MountRequest) {
-    let config = &image.record.config.config;
-    let arguments = match request.command.as_slice() {
-        // Only what is read is to be fetched.
-        [] if !request.tuning.complete => Vec::new(),
-        [] => [config.entrypoint.as_slice(), &config.cmd].concat(),
-        command => command.to_vec(),
-    };
-    let (environment, working_dir) = (config.env.clone(), config.working_dir.clone());
-    let command = program_files::Command { arguments, environment, working_dir };
-    let of_program = Arc::clone(image);
-    tokio::task::spawn_blocking(move || program_files::prefetch(&of_program, &command));
 }
 
 /// The platform that was asked for, or this machine's.

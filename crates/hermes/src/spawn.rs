@@ -26,6 +26,9 @@ fn daemon_arguments(common: &GlobalArguments, root: &Path, tuning: &DaemonTuning
     if let Some(grace) = tuning.eviction_grace {
         arguments.extend(["--eviction-grace".into(), format!("{}us", grace.as_micros()).into()]);
     }
+    for rule in &tuning.without {
+        arguments.extend(["--without".into(), rule.name().into()]);
+    }
     arguments
 }
 

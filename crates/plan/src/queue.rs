@@ -67,7 +67,7 @@ pub struct Limits {
 impl Default for Limits {
     /// 16 connections of which 4 are kept for demand and 8 are for background work at most;
     /// requests of 4 MiB and 8 MiB, 32 MiB of them while nobody waits; gaps of 256 KiB; half of the bytes
-    /// for speculation, but 4 MiB in any case.
+    /// for speculation, but 8 MiB in any case.
     fn default() -> Self {
         Self {
             max_connections: 16,
@@ -78,7 +78,7 @@ impl Default for Limits {
             idle_bytes: 32 << 20,
             max_gap: 256 << 10,
             speculative_percent: 50,
-            speculative_bytes: 4 << 20,
+            speculative_bytes: 8 << 20,
         }
     }
 }

@@ -17,6 +17,7 @@ use tokio::select;
 
 use super::Daemon;
 use super::images::LoadedImage;
+use crate::args::Rule;
 
 /// Makes room whenever it is needed, for as long as the daemon runs.
 pub(super) async fn look_after(daemon: Arc<Daemon>) {
@@ -97,9 +98,21 @@ fn affordable(missing: &[u64], mut free: u64) -> Vec<bool> {
     chosen
 }
 
-/// How far ahead is read in a cache of this size: guesses must not displace what is used.
-pub(super) fn rules_within(quota: Option<u64>) -> plan::Rules {
-    let rules = plan::Rules::default();
+/// How far ahead is read in a cache of this size, without some rules: guesses must not displace what is
+/// used.
+pub(super) fn rules_within(quota: Option<u64>, without: &[Rule]) -> plan::Rules {
+    let mut rules = plan::Rules::default();
+    for rule in without {
+        match rule {
+            Rule::SmallLayers => rules.whole_small_layers = None,
+            Rule::Sequential => rules.sequential = false,
+            Rule::SmallFiles => rules.whole_small_files = None,
+            Rule::Neighbours => rules.neighbours = 0,
+            Rule::Directories => rules.directory = false,
+            // Not for the engine.
+            Rule::Program | Rule::Completion => {}
+        }
+    }
     let Some(share) = quota.map(|quota| quota / 8) else { return rules };
     plan::Rules {
         whole_small_layers: rules.whole_small_layers.map(|most| most.min(share)),
@@ -337,6 +350,9 @@ impl Daemon {
         for layer in &chosen {
             layer.mounted();
         }
+        if self.without.contains(&Rule::Completion) {
+            return;
+        }
         for layer in &chosen {
             layer.complete();
         }
@@ -565,9 +581,19 @@ mod tests {
 
     #[test]
     fn guesses_are_small_in_a_small_cache() {
-        assert_eq!(rules_within(None), plan::Rules::default());
-        assert_eq!(rules_within(Some(1 << 40)), plan::Rules::default());
-        let small = rules_within(Some(8 << 20));
+        assert_eq!(rules_within(None, &[]), plan::Rules::default());
+        assert_eq!(rules_within(Some(1 << 40), &[]), plan::Rules::default());
+        let small = rules_within(Some(8 << 20), &[]);
         assert_eq!((small.max_window, small.max_unread), (1 << 20, 1 << 20));
+        let engine_rules = [
+            Rule::SmallLayers,
+            Rule::Sequential,
+            Rule::SmallFiles,
+            Rule::Neighbours,
+            Rule::Directories,
+        ];
+        let found = rules_within(None, &engine_rules);
+        assert!(found.whole_small_layers.is_none() && found.whole_small_files.is_none());
+        assert!(!found.sequential && !found.directory && found.neighbours == 0);
     }
 }
