@@ -21,6 +21,8 @@ const HOST_PACKAGES: &[&str] = &[
     "mount",
     "iproute2",
     "procps",
+    // the daemon as a service
+    "systemd",
     // crates with C, and libFuzzer with C++
     "g++",
     // mkfs.erofs, getfattr and setcap in tests of images

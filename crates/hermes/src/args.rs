@@ -331,7 +331,30 @@ pub(crate) struct DaemonArguments {
     /// Write one byte to standard input, a pipe, when the daemon serves
     #[arg(long, hide = true)]
     pub(crate) ready_on_stdin: bool,
+    #[command(flatten)]
+    pub(crate) service: ServiceArguments,
 }
+
+/// What systemd tells a service: `sd_notify(3)`, `sd_listen_fds(3)`.
+#[derive(Debug, Args)]
+pub(crate) struct ServiceArguments {
+    /// Where systemd is told things
+    #[arg(long, hide = true, env = "NOTIFY_SOCKET")]
+    pub(crate) notify_socket: Option<std::ffi::OsString>,
+    /// The process that the descriptors are for
+    #[arg(long, hide = true, env = "LISTEN_PID", default_value = "")]
+    pub(crate) listen_pid: String,
+    /// How many descriptors there are, from 3 on
+    #[arg(long, hide = true, env = "LISTEN_FDS", default_value = "")]
+    pub(crate) listen_fds: String,
+    /// What they are called, with colons between
+    #[arg(long, hide = true, env = "LISTEN_FDNAMES", default_value = "")]
+    pub(crate) listen_fdnames: String,
+}
+
+/// The environment that [`ServiceArguments`] come from; it is for one process only.
+pub(crate) const SERVICE_ENVIRONMENT: [&str; 4] =
+    ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
 
 /// Arguments of `hermes keeper`.
 #[derive(Debug, Args)]

@@ -8,6 +8,7 @@ mod receive;
 mod report;
 mod room;
 mod server;
+mod service;
 mod source;
 
 use std::collections::HashMap;
@@ -23,6 +24,8 @@ use fill::{Engine, EngineOptions, Layer, LayerSpec, Order};
 use mounts::{Backend, FrontEnds, Holding, MountState, layer_name};
 use oci::{Digest, Platform};
 use parking_lot::Mutex;
+use rustix::fs::FlockOperation;
+use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
@@ -72,14 +75,17 @@ type Progress<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Result<()> {
+    let systemd = service::store(&arguments.service)?;
     fs::create_dir_all(&common.root)
         .with_context(|| format!("making {}", common.root.display()))?;
     let root = fs::canonicalize(&common.root)?;
-    let _lock = lock(&root)?;
-    let respawn = !arguments.no_respawn;
+    let taken = if systemd.is_some() { IfTaken::Wait } else { IfTaken::Refuse };
+    let _lock = lock(&root, taken)?;
+    // systemd starts its services again itself.
+    let respawn = !arguments.no_respawn && systemd.is_none();
     let keeper = Arc::new(keep(common, &root, &arguments.tuning, respawn)?);
-    let holding =
-        Arc::new(Holding::new(Arc::clone(&keeper)).context("asking the keeper what it holds")?);
+    let holding = Holding::new(Arc::clone(&keeper), systemd.clone());
+    let holding = Arc::new(holding.context("asking the keeper what it holds")?);
     let (front_ends, orphans) =
         FrontEnds::start(&root, Arc::clone(&holding)).context("starting")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -92,7 +98,12 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     daemon.clear_abandoned_runs();
     let options =
         server::ServerOptions { common: common.clone(), tuning: arguments.tuning.clone(), respawn };
-    let ready = arguments.ready_on_stdin;
+    let ready = || -> Result<()> {
+        if arguments.ready_on_stdin {
+            crate::spawn::say_ready()?;
+        }
+        systemd.map_or(Ok(()), |systemd| systemd.ready()).context("telling that the daemon serves")
+    };
     let served = runtime.block_on(server::serve(Arc::clone(&daemon), holding, options, ready));
     // Dropping the engine would fail those who wait. They are for the next daemon to serve, from what the
     // keeper holds.
@@ -120,16 +131,32 @@ fn probe_early(daemon: &Arc<Daemon>) -> Result<Option<std::thread::JoinHandle<()
     Ok(Some(thread.spawn(probe).context("starting a thread")?))
 }
 
+/// What to do if the root folder has a daemon already.
+enum IfTaken {
+    Refuse,
+    /// A service takes over when the other one ends, as one that a command has started while systemd was
+    /// about to start this one.
+    Wait,
+}
+
 /// One daemon a root folder.
-fn lock(root: &Path) -> Result<File> {
+fn lock(root: &Path, taken: IfTaken) -> Result<File> {
     let path = root.join("daemon.lock");
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("opening {}", path.display()))?;
-    match rustix::fs::flock(&file, rustix::fs::FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(file),
-        Err(rustix::io::Errno::WOULDBLOCK) => {
+    let locked = match (rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive), taken) {
+        (Err(Errno::WOULDBLOCK), IfTaken::Refuse) => {
             bail!("another daemon serves {}; `hermes status` shows it", root.display())
         }
+        (Err(Errno::WOULDBLOCK), IfTaken::Wait) => {
+            tracing::warn!(root = %root.display(), "another daemon serves; waiting for its end");
+            let wait = || rustix::fs::flock(&file, FlockOperation::LockExclusive);
+            rustix::io::retry_on_intr(wait)
+        }
+        (locked, _) => locked,
+    };
+    match locked {
+        Ok(()) => Ok(file),
         Err(err) => Err(err).with_context(|| format!("locking {}", path.display())),
     }
 }

@@ -9,7 +9,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-use crate::args::{DaemonTuning, GlobalArguments};
+use crate::args::{DaemonTuning, GlobalArguments, SERVICE_ENVIRONMENT};
 
 /// Our own program, also when its file was replaced or removed.
 fn program() -> &'static Path {
@@ -103,6 +103,10 @@ fn detach(command: &mut Command, root: &Path) -> Result<()> {
     let context = || format!("opening {}", log.display());
     command.stdout(out.with_context(context)?).stderr(err.with_context(context)?);
     command.current_dir("/").process_group(0);
+    // Whatever service the caller belongs to, this process is not it.
+    for name in SERVICE_ENVIRONMENT {
+        command.env_remove(name);
+    }
     Ok(())
 }
 

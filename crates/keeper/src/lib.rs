@@ -7,7 +7,7 @@
 //!
 //! - [`serve()`] is that process' main loop; [`start`] starts it.
 //! - [`Client`] is the daemon's connection to it.
-//! - [`Store`] is what the daemon needs of either the keeper or systemd ([`SystemdStore`]).
+//! - [`SystemdStore`] has systemd hold the same, beside the keeper, for a daemon that is its service.
 //!
 //! The keeper outlives upgrades of the daemon, so daemons of other versions speak to it: the protocol
 //! (in `protocol.rs`) only ever grows.
@@ -16,12 +16,10 @@
 pub use client::{Client, ClientError, StartError, start};
 pub use protocol::{Held, MAX_NAME_LEN, MAX_NOTE_LEN, Refusal};
 pub use serve::{KeeperOptions, ServeError, serve};
-pub use store::{Store, StoreError};
 pub use systemd::{SystemdError, SystemdStore, inherited};
 
 mod client;
 mod protocol;
 mod respawn;
 mod serve;
-mod store;
 mod systemd;

@@ -1,8 +1,12 @@
 //! systemd's own keeper of descriptors, the "file descriptor store".
 //!
-//! The unit needs `NotifyAccess=main`, a `FileDescriptorStoreMax=` above the number of descriptors
-//! (three for each layer is plenty) and `FileDescriptorStorePreserve=yes`. systemd drops silently what
-//! is above the limit, and says nothing back at all.
+//! The unit needs `Type=notify` and a `FileDescriptorStoreMax=` above the number of descriptors.
+//! systemd drops silently what is above the limit, and says nothing back at all. So it is a second
+//! holder beside the keeper, for when both processes die, and not its replacement; it also closes
+//! everything when the unit is stopped, unless there is `FileDescriptorStorePreserve=` (systemd 254).
+//!
+//! What was written to the socket counts although the writer is dead before systemd reads it: systemd
+//! reads its notifications before it looks at processes that ended.
 //!
 //! A note travels as a second descriptor, of a small memory file. Source of the protocol:
 //! `sd_notify(3)` and `sd_listen_fds(3)`.
@@ -81,6 +85,14 @@ impl SystemdStore {
         let socket = rustix::net::socket_with(family, kind, SocketFlags::CLOEXEC, None)
             .map_err(notify("make a socket for"))?;
         Ok(Self { socket, address, inherited: Mutex::new(with_notes(inherited)) })
+    }
+
+    /// Tells systemd that the service serves.
+    ///
+    /// # Errors
+    /// [`SystemdError::Notify`]
+    pub fn ready(&self) -> Result<(), SystemdError> {
+        self.notify("READY=1", &[])
     }
 
     /// Lets systemd hold a duplicate of `fd`, in place of what it held under that name.

@@ -1,29 +1,73 @@
 //! What must outlive the daemon.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
-use keeper::{Client, ClientError, Held};
+use keeper::{Client, ClientError, Held, SystemdStore};
 use parking_lot::Mutex;
 
 /// Descriptors that are held here and by a keeper. When the keeper dies another one gets them all.
+///
+/// A service of systemd has them held there as well, for when this process and the keeper die together.
 #[derive(Debug)]
 pub struct Holding {
     held: Mutex<BTreeMap<String, (Vec<u8>, OwnedFd)>>,
     keeper: Mutex<Arc<Client>>,
+    systemd: Option<Arc<SystemdStore>>,
 }
 
 impl Holding {
-    /// Starts with what a predecessor left.
+    /// Starts with what a predecessor left, and has each holder hold what only the other one has.
     ///
     /// # Errors
     /// When the keeper cannot be asked.
-    pub fn new(keeper: Arc<Client>) -> Result<Self, ClientError> {
-        let held = keeper.take_all()?.into_iter();
-        let held = held.map(|Held { name, note, fd }| (name, (note, fd))).collect();
-        Ok(Self { held: Mutex::new(held), keeper: Mutex::new(keeper) })
+    pub fn new(
+        keeper: Arc<Client>,
+        systemd: Option<Arc<SystemdStore>>,
+    ) -> Result<Self, ClientError> {
+        let stored = systemd.as_ref().map_or_else(Vec::new, |systemd| systemd.take_all());
+        let kept = keeper.take_all()?;
+        let holding = Self { held: Mutex::default(), keeper: Mutex::new(keeper), systemd };
+        holding.share(stored, kept)?;
+        Ok(holding)
+    }
+
+    fn share(&self, stored: Vec<Held>, kept: Vec<Held>) -> Result<(), ClientError> {
+        let (n_stored, n_kept) = (stored.len(), kept.len());
+        let mut held: BTreeMap<_, _> = stored.into_iter().map(entry).collect();
+        let mut not_kept: BTreeSet<String> = held.keys().cloned().collect();
+        for held_by_keeper in kept {
+            let (name, (note, fd)) = entry(held_by_keeper);
+            not_kept.remove(&name);
+            if !held.contains_key(&name) {
+                self.store(&name, &note, fd.as_fd());
+            }
+            // The keeper said that it has it; what systemd has may be older.
+            held.insert(name, (note, fd));
+        }
+        if self.systemd.is_some() {
+            tracing::info!(
+                n_stored,
+                n_kept,
+                "descriptors of a predecessor, from systemd and keeper"
+            );
+        }
+        let keeper = self.keeper.lock();
+        for name in not_kept {
+            let (note, fd) = &held[&name];
+            keeper.put(&name, note, fd.as_fd())?;
+        }
+        *self.held.lock() = held;
+        Ok(())
+    }
+
+    /// Lets systemd let go of everything, once no mount needs it: a keeper that ends does the same.
+    pub fn clear_systemd(&self) {
+        for name in self.names() {
+            self.unstore(&name);
+        }
     }
 
     /// Gives everything to another keeper.
@@ -51,12 +95,14 @@ impl Holding {
         if let Err(err) = keeper.put(name, note, fd) {
             tracing::warn!(name, error = %err, "the keeper does not hold a descriptor yet");
         }
+        self.store(name, note, fd);
         Ok(())
     }
 
     /// Lets go of `name`.
     pub fn remove(&self, name: &str) {
         self.held.lock().remove(name);
+        self.unstore(name);
         let keeper = Arc::clone(&self.keeper.lock());
         if let Err(err) = keeper.remove(name) {
             tracing::warn!(name, error = %err, "the keeper holds on to a descriptor");
@@ -76,4 +122,21 @@ impl Holding {
     pub fn names(&self) -> Vec<String> {
         self.held.lock().keys().cloned().collect()
     }
+
+    fn store(&self, name: &str, note: &[u8], fd: BorrowedFd<'_>) {
+        let stored = self.systemd.as_ref().map(|systemd| systemd.put(name, note, fd));
+        if let Some(Err(err)) = stored {
+            tracing::warn!(name, error = %err, "only the keeper holds a descriptor, not systemd");
+        }
+    }
+
+    fn unstore(&self, name: &str) {
+        if let Some(Err(err)) = self.systemd.as_ref().map(|systemd| systemd.remove(name)) {
+            tracing::warn!(name, error = %err, "systemd holds on to a descriptor");
+        }
+    }
+}
+
+fn entry(Held { name, note, fd }: Held) -> (String, (Vec<u8>, OwnedFd)) {
+    (name, (note, fd))
 }

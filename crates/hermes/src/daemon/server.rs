@@ -26,12 +26,12 @@ pub(super) struct ServerOptions {
     pub(super) respawn: bool,
 }
 
-/// Serves until SIGTERM or SIGINT.
+/// Serves until SIGTERM or SIGINT; calls `ready` when clients can connect.
 pub(super) async fn serve(
     daemon: Arc<Daemon>,
     holding: Arc<Holding>,
     options: ServerOptions,
-    ready_on_stdin: bool,
+    ready: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let path = daemon.root.join("daemon.sock");
     match std::fs::remove_file(&path) {
@@ -42,13 +42,13 @@ pub(super) async fn serve(
     }
     let listener =
         UnixListener::bind(&path).with_context(|| format!("listening at {}", path.display()))?;
-    if ready_on_stdin {
-        crate::spawn::say_ready()?;
-    }
+    ready()?;
     let mut tasks = JoinSet::new();
     tasks.spawn(super::room::look_after(Arc::clone(&daemon)));
     let ending = Arc::new(AtomicBool::new(false));
-    tasks.spawn(watch_keeper(Arc::clone(&daemon), holding, options, Arc::clone(&ending)));
+    let watched =
+        watch_keeper(Arc::clone(&daemon), Arc::clone(&holding), options, Arc::clone(&ending));
+    tasks.spawn(watched);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hangup = signal(SignalKind::hangup())?;
     loop {
@@ -75,10 +75,10 @@ pub(super) async fn serve(
     ending.store(true, Ordering::Release);
     tasks.shutdown().await;
     std::fs::remove_file(&path).ok();
-    finish(daemon).await
+    finish(daemon, holding).await
 }
 
-async fn finish(daemon: Arc<Daemon>) -> Result<()> {
+async fn finish(daemon: Arc<Daemon>, holding: Arc<Holding>) -> Result<()> {
     // An unmount that was just asked for is not over when umount(2) returns: the kernel lets go of
     // the file system a little later. Then nothing needs to stay.
     let patience = Instant::now() + LET_GO;
@@ -91,6 +91,7 @@ async fn finish(daemon: Arc<Daemon>) -> Result<()> {
         daemon.stop();
         if !daemon.is_needed() {
             // Nothing is left to be held.
+            holding.clear_systemd();
             let keeper = keeper::Client::connect(&daemon.root.join("keeper.sock"));
             if let Ok(keeper) = keeper {
                 keeper.shutdown().ok();

@@ -19,6 +19,7 @@ mod rot;
 mod setup;
 mod steps;
 mod streams;
+mod systemd;
 
 use std::path::PathBuf;
 use std::time::Duration;

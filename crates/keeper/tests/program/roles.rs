@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use keeper::{Client, KeeperOptions, Store};
+use keeper::{Client, KeeperOptions};
 use rustix::event::{PollFd, PollFlags, poll};
 use sys::descriptors;
 use sys::fanotify::{Event, Group};
@@ -65,15 +65,14 @@ fn serve(root: &Path, role: &str) -> Result<(), AnyError> {
 fn fill(root: &Path) -> Result<(), AnyError> {
     let keeper = Client::connect(&root.join("keeper.sock"))?;
     keeper.daemon()?;
-    let store: &dyn Store = &keeper;
-    let mut held = store.take_all()?;
+    let mut held = keeper.take_all()?;
     if held.is_empty() {
         let file = OpenOptions::new().read(true).write(true).open(root.join("layer"))?;
         let (group, journal) = (Group::new()?, Journal::create(8)?);
         group.mark(file.as_fd())?;
-        store.put("file", b"layer 7", file.as_fd())?;
-        store.put("group", b"", group.as_fd())?;
-        store.put("journal", b"", journal.as_fd())?;
+        keeper.put("file", b"layer 7", file.as_fd())?;
+        keeper.put("group", b"", group.as_fd())?;
+        keeper.put("journal", b"", journal.as_fd())?;
         let test = report(root, "filler marked")?;
         let event = next_event(&group, &journal, test.as_fd())?;
         event.set_tag(7);
