@@ -35,6 +35,7 @@ use self::room::RoomState;
 use self::source::Blob;
 use crate::args::{DaemonArguments, DaemonTuning, GlobalArguments, Rule};
 use crate::protocol::{Access, MountRequest};
+use crate::spawn::Started;
 
 pub(crate) use self::report::{ExplainReport, MountReport, ProcessReport, StatusReport};
 pub(crate) use self::room::Shortage;
@@ -80,7 +81,11 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
         .with_context(|| format!("making {}", common.root.display()))?;
     let root = fs::canonicalize(&common.root)?;
     let taken = if systemd.is_some() { IfTaken::Wait } else { IfTaken::Refuse };
-    let _lock = lock(&root, taken)?;
+    let locked = lock(&root, taken);
+    if arguments.ready_on_stdin && locked.as_ref().is_err_and(anyhow::Error::is::<Taken>) {
+        return Started::GaveWay.say();
+    }
+    let _lock = locked?;
     // systemd starts its services again itself.
     let respawn = !arguments.no_respawn && systemd.is_none();
     let keeper = Arc::new(keep(common, &root, &arguments.tuning, respawn)?);
@@ -100,7 +105,7 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
         server::ServerOptions { common: common.clone(), tuning: arguments.tuning.clone(), respawn };
     let ready = || -> Result<()> {
         if arguments.ready_on_stdin {
-            crate::spawn::say_ready()?;
+            Started::Serves.say()?;
         }
         systemd.map_or(Ok(()), |systemd| systemd.ready()).context("telling that the daemon serves")
     };
@@ -139,6 +144,13 @@ enum IfTaken {
     Wait,
 }
 
+/// A daemon has found another one.
+#[derive(Debug, thiserror::Error)]
+#[error("another daemon serves {}; `hermes status` shows it", root.display())]
+struct Taken {
+    root: PathBuf,
+}
+
 /// One daemon a root folder.
 fn lock(root: &Path, taken: IfTaken) -> Result<File> {
     let path = root.join("daemon.lock");
@@ -146,7 +158,7 @@ fn lock(root: &Path, taken: IfTaken) -> Result<File> {
     let file = file.with_context(|| format!("opening {}", path.display()))?;
     let locked = match (rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive), taken) {
         (Err(Errno::WOULDBLOCK), IfTaken::Refuse) => {
-            bail!("another daemon serves {}; `hermes status` shows it", root.display())
+            return Err(Taken { root: root.to_owned() }.into());
         }
         (Err(Errno::WOULDBLOCK), IfTaken::Wait) => {
             tracing::warn!(root = %root.display(), "another daemon serves; waiting for its end");

@@ -69,8 +69,38 @@ fn installed(exe: PathBuf) -> PathBuf {
     }
 }
 
-/// Starts a daemon of `root` and waits until it serves.
-pub(crate) fn daemon(common: &GlobalArguments, root: &Path, tuning: &DaemonTuning) -> Result<()> {
+/// What became of a daemon that was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Started {
+    /// It serves.
+    Serves,
+    /// The root folder has another one, which may not serve yet, or not any more.
+    GaveWay,
+}
+
+impl Started {
+    const ALL: [Self; 2] = [Self::Serves, Self::GaveWay];
+
+    const fn byte(self) -> u8 {
+        match self {
+            Self::Serves => b'r',
+            Self::GaveWay => b'w',
+        }
+    }
+
+    /// Tells whoever started this daemon: one byte into the pipe that is our input.
+    pub(crate) fn say(self) -> Result<()> {
+        rustix::io::write(io::stdin(), &[self.byte()]).context("telling how the start went")?;
+        Ok(())
+    }
+}
+
+/// Starts a daemon of `root` and waits until it serves, or gives way to another one.
+pub(crate) fn daemon(
+    common: &GlobalArguments,
+    root: &Path,
+    tuning: &DaemonTuning,
+) -> Result<Started> {
     std::fs::create_dir_all(root).with_context(|| format!("making {}", root.display()))?;
     let (mut ready, theirs) = io::pipe()?;
     let mut command = Command::new(program());
@@ -82,17 +112,13 @@ pub(crate) fn daemon(common: &GlobalArguments, root: &Path, tuning: &DaemonTunin
     // The command holds our copy of the writing end, and with it the pipe would never end.
     drop(command);
     let mut byte = [0];
-    if ready.read_exact(&mut byte).is_ok() {
-        return Ok(());
+    // At the end of the pipe the byte stays what it is.
+    ready.read_exact(&mut byte).ok();
+    if let Some(started) = Started::ALL.into_iter().find(|started| started.byte() == byte[0]) {
+        return Ok(started);
     }
     let status = child.wait()?;
     bail!("the daemon did not start ({status}): {}", last_words(root))
-}
-
-/// Tells whoever started this daemon that it serves: one byte into the pipe that is our input.
-pub(crate) fn say_ready() -> Result<()> {
-    rustix::io::write(io::stdin(), b"r").context("telling that the daemon is ready")?;
-    Ok(())
 }
 
 /// A process of its own, whose messages go to the log of the root folder.

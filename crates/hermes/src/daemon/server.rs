@@ -1,6 +1,7 @@
 //! The daemon's socket, and the ends that it watches for: signals, and the keeper's death.
 
 use std::io;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -34,14 +35,7 @@ pub(super) async fn serve(
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let path = daemon.root.join("daemon.sock");
-    match std::fs::remove_file(&path) {
-        Err(err) if err.kind() != io::ErrorKind::NotFound => {
-            return Err(err).with_context(|| format!("removing {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener =
-        UnixListener::bind(&path).with_context(|| format!("listening at {}", path.display()))?;
+    let listener = listen(&path).with_context(|| format!("listening at {}", path.display()))?;
     ready()?;
     let mut tasks = JoinSet::new();
     tasks.spawn(super::room::look_after(Arc::clone(&daemon)));
@@ -76,6 +70,19 @@ pub(super) async fn serve(
     tasks.shutdown().await;
     std::fs::remove_file(&path).ok();
     finish(daemon, holding).await
+}
+
+/// Commands wait for the socket to appear, so it is there only when it listens.
+fn listen(path: &Path) -> io::Result<UnixListener> {
+    // Not longer than the name that it gets: the kernel limits the path.
+    let new = path.with_extension("new");
+    match std::fs::remove_file(&new) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => return Err(err),
+        _ => {}
+    }
+    let listener = UnixListener::bind(&new)?;
+    std::fs::rename(&new, path)?;
+    Ok(listener)
 }
 
 async fn finish(daemon: Arc<Daemon>, holding: Arc<Holding>) -> Result<()> {

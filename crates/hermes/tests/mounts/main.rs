@@ -17,6 +17,7 @@ mod names;
 mod offline;
 mod rot;
 mod setup;
+mod starts;
 mod steps;
 mod streams;
 mod systemd;
