@@ -76,6 +76,11 @@ pub struct StoredIndex {
 }
 
 impl StoredIndex {
+    /// About how many bytes of memory its table of contents takes.
+    pub(crate) fn toc_bytes(&self) -> u64 {
+        self.toc.iter().map(ztoc::TocEntry::memory_bytes).sum()
+    }
+
     fn new(mut ztoc: Ztoc, file: File, note: &Note) -> Self {
         let toc = Arc::new(std::mem::take(&mut ztoc.toc));
         let Note { ztoc: digest, origin, streamed, blob: _ } = *note;
@@ -93,6 +98,14 @@ pub enum StoreIndexError {
         path: PathBuf,
         /// Why.
         source: io::Error,
+    },
+    /// The tables of contents of an image's layers together.
+    #[error(
+        "the layers' tables of contents would take more than {limit} bytes of memory; use an image with fewer files, or run this one without Hermes"
+    )]
+    TooMuch {
+        /// The limit.
+        limit: u64,
     },
     /// The bytes are no zTOC of this layer.
     #[error("the index of layer {layer} is unusable: {why}")]

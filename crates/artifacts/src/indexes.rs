@@ -37,8 +37,11 @@ pub async fn find_indexes(
     store: &IndexStore,
 ) -> Result<FoundIndexes, StoreIndexError> {
     let mut layers = Vec::with_capacity(manifest.layers.len());
+    let mut room = Room::default();
     for layer in &manifest.layers {
-        layers.push(store.load(&layer.digest)?);
+        let stored = store.load(&layer.digest)?;
+        room.take(stored.as_ref().map_or(0, StoredIndex::toc_bytes))?;
+        layers.push(stored);
     }
     if layers.iter().all(Option::is_some) {
         return Ok(FoundIndexes {
@@ -57,7 +60,7 @@ pub async fn find_indexes(
             return Ok(FoundIndexes { layers, reason });
         }
     };
-    let reason = fetch_ztocs(origin, manifest, store, &remote, &mut layers).await?;
+    let reason = fetch_ztocs(origin, manifest, store, (&remote, room), &mut layers).await?;
     Ok(FoundIndexes { layers, reason })
 }
 
@@ -186,17 +189,21 @@ async fn fetch_ztocs(
     origin: &Origin,
     manifest: &Manifest,
     store: &IndexStore,
-    index: &RemoteIndex,
+    (index, mut room): (&RemoteIndex, Room),
     layers: &mut [Option<StoredIndex>],
 ) -> Result<String, StoreIndexError> {
     let mut wanted = Vec::new();
+    let mut largest = 1;
     let mut trouble = None;
     for (place, layer) in manifest.layers.iter().enumerate() {
         let missing = layers.get(place).is_some_and(Option::is_none);
         let ztoc = index.ztoc(&layer.digest).filter(|ztoc| ztoc.streamed == is_stream(layer));
         if let (true, Some(ztoc)) = (missing, ztoc) {
             match store.revocation(&ztoc.digest)? {
-                None => wanted.push(fetch_ztoc(origin.clone(), place, ztoc, layer.size)),
+                None => {
+                    largest = largest.max(ztoc.plain_size.unwrap_or(ztoc.size).min(MAX_ZTOC));
+                    wanted.push(fetch_ztoc(origin.clone(), place, ztoc, layer.size));
+                }
                 Some(why) => {
                     let layer = layer.digest;
                     trouble = Some(format!("the index of layer {layer} was revoked: {why}"));
@@ -204,7 +211,9 @@ async fn fetch_ztocs(
             }
         }
     }
-    let mut answers = stream::iter(wanted).buffer_unordered(ZTOCS_AT_A_TIME);
+    let at_a_time = usize::try_from(ZTOC_BYTES_AT_A_TIME / largest).unwrap_or(usize::MAX);
+    let at_a_time = at_a_time.clamp(1, ZTOCS_AT_A_TIME);
+    let mut answers = stream::iter(wanted).buffer_unordered(at_a_time);
     while let Some((place, ztoc, answer)) = answers.next().await {
         let Some(layer) = manifest.layers.get(place) else { continue };
         let stored = match answer {
@@ -220,6 +229,7 @@ async fn fetch_ztocs(
                 if ztoc.plain_size.is_some() {
                     store.came_in(&layer.digest, &ztoc.digest)?;
                 }
+                room.take(stored.toc_bytes())?;
                 *slot = Some(stored);
             }
             (Err(err @ StoreIndexError::Unusable { .. }), _) => trouble = Some(err.to_string()),
@@ -274,3 +284,52 @@ const MAX_ZTOC: u64 = 2 << 30;
 const LEAST_MAX_ZTOC: u64 = 64 << 20;
 
 const ZTOCS_AT_A_TIME: usize = 8;
+
+/// Each lies in memory until it is stored. One that is larger comes alone.
+const ZTOC_BYTES_AT_A_TIME: u64 = 512 << 20;
+
+/// The memory that is left for the tables of contents of an image's layers.
+#[derive(Debug, Clone, Copy)]
+struct Room {
+    left: u64,
+}
+
+impl Default for Room {
+    fn default() -> Self {
+        Self { left: MAX_TOC_BYTES }
+    }
+}
+
+impl Room {
+    fn take(&mut self, bytes: u64) -> Result<(), StoreIndexError> {
+        let left = self.left.checked_sub(bytes);
+        self.left = left.ok_or(StoreIndexError::TooMuch { limit: MAX_TOC_BYTES })?;
+        Ok(())
+    }
+}
+
+/// One layer at its own limits fits. Names and link targets may lie in the merged tree and in the EROFS
+/// image once more.
+const MAX_TOC_BYTES: u64 = 768 << 20;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tables_of_contents_are_limited_together() {
+        let mut room = Room::default();
+        room.take(700 << 20).unwrap();
+        room.take(68 << 20).unwrap();
+        let error = room.take(1).expect_err("there is no room left").to_string();
+        assert!(error.contains("805306368 bytes of memory"), "{error}");
+    }
+
+    #[test]
+    fn one_layer_at_its_limits_has_room() {
+        let limits = ztoc::Limits::default();
+        let smallest = ztoc::TocEntry::new("", ztoc::EntryKind::File).memory_bytes();
+        let entries = u64::try_from(limits.entries).unwrap();
+        Room::default().take(entries * smallest + limits.text).unwrap();
+    }
+}

@@ -27,9 +27,10 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// Ten million nodes, paths of 4,096 bytes, a thousand million bytes and components.
+    /// Two million nodes, paths of 4,096 bytes, a thousand million bytes and components. The nodes take
+    /// 0.6 GiB where most are files.
     fn default() -> Self {
-        Self { max_nodes: 10_000_000, max_path_bytes: 4096, max_symlink_work: 1_000_000_000 }
+        Self { max_nodes: 2_000_000, max_path_bytes: 4096, max_symlink_work: 1_000_000_000 }
     }
 }
 

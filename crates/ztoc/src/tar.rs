@@ -367,7 +367,7 @@ impl TarScanner {
         sparse::complete_records(&mut entry);
         let longest = entry.name.len().max(entry.linkname.len());
         self.within(header::to_u64(longest), self.limits.name, "a name")?;
-        self.text = self.text.saturating_add(header::to_u64(text_len(&entry)));
+        self.text = self.text.saturating_add(entry.text_bytes());
         if self.text > self.limits.text {
             return Err(self.too_large("all names and records", self.limits.text));
         }
@@ -404,14 +404,4 @@ impl TarScanner {
     fn block_start(&self) -> u64 {
         self.position.saturating_sub(header::to_u64(BLOCK))
     }
-}
-
-/// The bytes that an entry keeps in memory beside its fixed fields.
-fn text_len(entry: &TocEntry) -> usize {
-    let records = entry.pax.iter().fold(0_usize, |sum, (key, value)| {
-        sum.saturating_add(key.len()).saturating_add(value.len())
-    });
-    [entry.name.len(), entry.linkname.len(), entry.uname.len(), entry.gname.len()]
-        .into_iter()
-        .fold(records, usize::saturating_add)
 }

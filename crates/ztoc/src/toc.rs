@@ -38,6 +38,10 @@ pub struct SparseMap {
     pub logical_size: u64,
 }
 
+/// What a PAX record takes beside its text: two lists, and what an allocator adds. Without it records
+/// of a few bytes would take twenty times what they are counted for.
+pub(crate) const RECORD_BYTES: usize = 96;
+
 /// One entry of a layer's tar.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TocEntry {
@@ -99,6 +103,23 @@ impl TocEntry {
         self.pax.iter().filter_map(|(key, value)| {
             Some((key.strip_prefix(b"SCHILY.xattr.".as_slice())?, value.as_slice()))
         })
+    }
+
+    /// About how many bytes of memory its names and PAX records take.
+    #[must_use]
+    pub fn text_bytes(&self) -> u64 {
+        let names = [&self.name, &self.linkname, &self.uname, &self.gname];
+        let records = self.pax.iter().flat_map(|(key, value)| [key, value]);
+        let text = names.into_iter().chain(records).map(Vec::len).fold(0, usize::saturating_add);
+        let records = self.pax.len().saturating_mul(RECORD_BYTES);
+        u64::try_from(text.saturating_add(records)).unwrap_or(u64::MAX)
+    }
+
+    /// About how many bytes of memory it takes.
+    #[must_use]
+    pub fn memory_bytes(&self) -> u64 {
+        let fields = u64::try_from(size_of::<Self>()).unwrap_or(u64::MAX);
+        fields.saturating_add(self.text_bytes())
     }
 
     /// The size of the file that it makes.

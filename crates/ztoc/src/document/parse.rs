@@ -11,7 +11,7 @@ use crate::limits::Limits;
 use crate::rfc3339;
 use crate::spans::{BadZinfo, Compression, SpanTable, Surroundings};
 use crate::sparse::{self, PaxSparse};
-use crate::toc::{EntryKind, TocEntry};
+use crate::toc::{EntryKind, RECORD_BYTES, TocEntry};
 
 /// Bytes that are not a usable zTOC. None of these goes away by trying again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -182,6 +182,7 @@ fn parse_entry(table: &Table<'_>, budget: &mut Budget) -> Result<TocEntry, Parse
 fn parse_pax(table: &Table<'_>, budget: &mut Budget) -> Result<Records, ParseZtocError> {
     let records = table.offsets(30)?;
     budget.records(records.len())?;
+    budget.pay(records.len().saturating_mul(RECORD_BYTES))?;
     let mut pax = records
         .tables()
         .map(|record| {
@@ -263,11 +264,16 @@ impl Budget {
     }
 
     fn text(&mut self, bytes: &[u8]) -> Result<Vec<u8>, ParseZtocError> {
-        self.text = self.text.checked_sub(to_u64(bytes.len())).ok_or(ParseZtocError::TooLarge {
+        self.pay(bytes.len())?;
+        Ok(bytes.to_vec())
+    }
+
+    fn pay(&mut self, bytes: usize) -> Result<(), ParseZtocError> {
+        self.text = self.text.checked_sub(to_u64(bytes)).ok_or(ParseZtocError::TooLarge {
             what: "all names and records",
             limit: self.limits.text,
         })?;
-        Ok(bytes.to_vec())
+        Ok(())
     }
 }
 

@@ -211,7 +211,58 @@ fn more_entries_than_the_limit_are_refused_as_they_stream_by() {
     assert_eq!(scan(10_000).unwrap(), 10_000);
     let error = scan(10_001).unwrap_err().to_string();
     assert!(error.contains("entries") && error.contains("10000"), "{error}");
-    assert_eq!(Limits::default().entries, 10_000_000);
+}
+
+/// Tiny records take much more memory than their text, and are counted so.
+#[test]
+fn more_records_than_the_limit_are_refused_as_they_stream_by() {
+    let records: Vec<u8> = (0..8000).flat_map(|n| format!("12 {n:06}=x\n").into_bytes()).collect();
+    let mut pax = tar::Header::new_ustar();
+    pax.set_entry_type(tar::EntryType::XHeader);
+    pax.set_size(records.len() as u64);
+    pax.set_cksum();
+    let mut file = tar::Header::new_ustar();
+    file.set_path("f").unwrap();
+    file.set_cksum();
+    let padding = vec![0; records.len().next_multiple_of(512) - records.len()];
+    let entry = [pax.as_bytes(), &records[..], &padding, file.as_bytes()].concat();
+    let limits = Limits { text: 3 * (1 + 8000 * (6 + 1 + 96)), ..limits() };
+    let mut scanner = ztoc::TarScanner::new(limits);
+    for _ in 0..3 {
+        scanner.push(&entry).unwrap();
+    }
+    let error = scanner.push(&entry).unwrap_err().to_string();
+    assert!(error.contains("all names and records"), "{error}");
+}
+
+/// Where a field of a flatbuffer's table leads to, and where that is written. The root's place is
+/// written at the start.
+fn follow(blob: &[u8], table: usize, field: usize) -> (usize, usize) {
+    let number = |at: usize| u32::from_le_bytes(blob[at..at + 4].try_into().unwrap());
+    // The distance is signed.
+    let fields = (table as u32).wrapping_sub(number(table)) as usize;
+    let field = u16::from_le_bytes(blob[fields + field..][..2].try_into().unwrap());
+    let place = table + usize::from(field);
+    (place + number(place) as usize, place)
+}
+
+/// The limits that count in production, at a document that claims one entry more.
+#[test]
+fn a_document_of_more_entries_than_the_limit_is_refused_at_once() {
+    let blob = index(&gzip(&tar_of(&[text(10, 1)], 0), 6), options(4 << 20)).ztoc_bytes;
+    let root = u32::from_le_bytes(blob[..4].try_into().unwrap()) as usize;
+    let (toc, _) = follow(&blob, root, 12);
+    let (_, place) = follow(&blob, toc, 4);
+    for (claimed, expected) in [(2_000_000, "Inconsistent"), (2_000_001, "TooLarge")] {
+        let mut blob = blob.clone();
+        let vector = blob.len().next_multiple_of(4);
+        blob.resize(vector, 0);
+        blob[place..place + 4].copy_from_slice(&((vector - place) as u32).to_le_bytes());
+        blob.extend(u32::to_le_bytes(claimed));
+        blob.resize(blob.len() + 4 * claimed as usize, 0);
+        let error = format!("{:?}", Ztoc::parse(&blob, &Limits::default()).unwrap_err());
+        assert!(error.starts_with(expected), "{claimed}: {error}");
+    }
 }
 
 #[test]
