@@ -16,7 +16,7 @@ use crate::args::{DaemonTuning, GlobalArguments};
 use crate::failure::Failure;
 use crate::output::Output;
 use crate::protocol::{Reply, Request};
-use crate::spawn::Started;
+use crate::spawn::{Restarter, Started};
 
 /// Sends `request` and waits for its answer, showing progress meanwhile. `None` if no daemon says
 /// anything.
@@ -66,6 +66,13 @@ pub(crate) fn ask_or_start<T: DeserializeOwned>(
     let root = std::path::absolute(&common.root)?;
     std::fs::create_dir_all(&root).with_context(|| format!("making {}", root.display()))?;
     let sockets = Sockets::watch(&root)?;
+    let expected = Instant::now() + RESTART;
+    while Restarter::of(&root) != Restarter::Nobody && Instant::now() < expected {
+        sockets.wait_for_another()?;
+        if let Some(answer) = ask(common, output, request)? {
+            return Ok(answer);
+        }
+    }
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
         let started = crate::spawn::daemon(common, &root, tuning)?;
@@ -111,4 +118,6 @@ impl Sockets {
 
 /// A daemon takes over hundreds of mounts in less.
 const PATIENCE: Duration = Duration::from_secs(60);
+/// A keeper lets a daemon that dies again and again wait for 5 s, any other for a tenth of one.
+const RESTART: Duration = Duration::from_secs(6);
 const LOOK_AGAIN: Timespec = Timespec { tv_sec: 0, tv_nsec: 500_000_000 };

@@ -35,7 +35,7 @@ use self::room::RoomState;
 use self::source::Blob;
 use crate::args::{DaemonArguments, DaemonTuning, GlobalArguments, Rule};
 use crate::protocol::{Access, MountRequest};
-use crate::spawn::Started;
+use crate::spawn::{LOCK, Restarter, Started};
 
 pub(crate) use self::report::{ExplainReport, MountReport, ProcessReport, StatusReport};
 pub(crate) use self::room::Shortage;
@@ -85,9 +85,14 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     if arguments.ready_on_stdin && locked.as_ref().is_err_and(anyhow::Error::is::<Taken>) {
         return Started::GaveWay.say();
     }
-    let _lock = locked?;
-    // systemd starts its services again itself.
-    let respawn = !arguments.no_respawn && systemd.is_none();
+    let lock = locked?;
+    let restarter = match (&systemd, arguments.no_respawn) {
+        (Some(_), _) => Restarter::Systemd,
+        (None, false) => Restarter::Keeper,
+        (None, true) => Restarter::Nobody,
+    };
+    let respawn = restarter == Restarter::Keeper;
+    restarter.write_down(&lock)?;
     let keeper = Arc::new(keep(common, &root, &arguments.tuning, respawn)?);
     let holding = Holding::new(Arc::clone(&keeper), systemd.clone());
     let holding = Arc::new(holding.context("asking the keeper what it holds")?);
@@ -110,6 +115,10 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
         systemd.map_or(Ok(()), |systemd| systemd.ready()).context("telling that the daemon serves")
     };
     let served = runtime.block_on(server::serve(Arc::clone(&daemon), holding, options, ready));
+    if respawn {
+        // The keeper was told that this is the end.
+        Restarter::Nobody.write_down(&lock)?;
+    }
     // Dropping the engine would fail those who wait. They are for the next daemon to serve, from what the
     // keeper holds.
     std::mem::forget(daemon);
@@ -153,7 +162,7 @@ struct Taken {
 
 /// One daemon a root folder.
 fn lock(root: &Path, taken: IfTaken) -> Result<File> {
-    let path = root.join("daemon.lock");
+    let path = root.join(LOCK);
     let file = File::options().create(true).truncate(false).write(true).open(&path);
     let file = file.with_context(|| format!("opening {}", path.display()))?;
     let locked = match (rustix::fs::flock(&file, FlockOperation::NonBlockingLockExclusive), taken) {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::{self, Read};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -68,6 +69,46 @@ fn installed(exe: PathBuf) -> PathBuf {
         None => exe,
     }
 }
+
+/// Who starts a daemon again when it dies. Commands leave it to them, because they know how the daemon
+/// was started.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Restarter {
+    Nobody,
+    Keeper,
+    Systemd,
+}
+
+impl Restarter {
+    const fn word(self) -> &'static str {
+        match self {
+            Self::Nobody => "",
+            Self::Keeper => "keeper",
+            Self::Systemd => "systemd",
+        }
+    }
+
+    /// Writes it down for commands that come after the daemon's death.
+    pub(crate) fn write_down(self, lock: &File) -> Result<()> {
+        lock.set_len(0)
+            .and_then(|()| lock.write_all_at(self.word().as_bytes(), 0))
+            .context("writing to the lock of the root folder")
+    }
+
+    /// Who is expected to start a daemon of `root`.
+    pub(crate) fn of(root: &Path) -> Self {
+        let word = std::fs::read_to_string(root.join(LOCK)).unwrap_or_default();
+        let is_there = |restarter: &Self| match restarter {
+            Self::Keeper => keeper::Client::connect(&root.join("keeper.sock")).is_ok(),
+            Self::Nobody | Self::Systemd => true,
+        };
+        let known = [Self::Keeper, Self::Systemd].into_iter();
+        known.filter(|known| known.word() == word).find(is_there).unwrap_or(Self::Nobody)
+    }
+}
+
+/// The file that a daemon locks.
+pub(crate) const LOCK: &str = "daemon.lock";
 
 /// What became of a daemon that was started.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -25,8 +25,8 @@ fn mount_four(setup: &Setup, name: &str, contents: &[(String, Vec<u8>)]) {
 fn commands_right_after_the_death_of_the_daemon_find_the_next_one() {
     let setup = Setup::new();
     let (name, contents) = image(&setup, "starts", 2, 100_000);
-    let dir = setup.mount(&name, "mnt", &[]);
-    for round in 0..8 {
+    let dir = setup.mount(&name, "mnt", &["--quota", "1G"]);
+    for round in 0..6 {
         let pid = setup.until("a daemon answers", || setup.daemon_pid());
         match round % 2 {
             0 => kill(pid),
@@ -34,6 +34,12 @@ fn commands_right_after_the_death_of_the_daemon_find_the_next_one() {
             _ => kill_process(Pid::from_raw(pid).unwrap(), Signal::KILL).unwrap(),
         }
         mount_four(&setup, &name, &contents);
+        let pid = setup.daemon_pid().unwrap();
+        let arguments = std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+        assert!(
+            arguments.contains("--quota"),
+            "it was not the keeper that started it: {arguments}"
+        );
     }
     check(&dir, &contents);
 }

@@ -189,3 +189,19 @@ fn a_service_waits_for_the_daemon_of_a_command() {
     check(&systemd.seen(&dir), &contents);
     setup.ok(&["umount", dir.to_str().unwrap()]);
 }
+
+#[test]
+fn commands_right_after_the_death_of_a_service_leave_its_start_to_systemd() {
+    let mut setup = Setup::new();
+    let systemd = Systemd::start(&mut setup);
+    let (name, contents) = image(&setup, "leaves", 2, 100_000);
+    for round in 0..5 {
+        kill(setup.daemon_pid().unwrap());
+        let dir = setup.mount(&name, &format!("mnt{round}"), &[]);
+        assert_eq!(setup.daemon_pid(), systemd.main_pid());
+        check(&systemd.seen(&dir), &contents);
+    }
+    for round in 0..5 {
+        setup.ok(&["umount", setup.path(&format!("mnt{round}")).to_str().unwrap()]);
+    }
+}
