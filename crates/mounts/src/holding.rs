@@ -35,7 +35,7 @@ impl Holding {
     }
 
     fn share(&self, stored: Vec<Held>, kept: Vec<Held>) -> Result<(), ClientError> {
-        let (n_stored, n_kept) = (stored.len(), kept.len());
+        let mut n_not_stored = 0_usize;
         let mut held: BTreeMap<_, _> = stored.into_iter().map(entry).collect();
         let mut not_kept: BTreeSet<String> = held.keys().cloned().collect();
         for held_by_keeper in kept {
@@ -43,15 +43,16 @@ impl Holding {
             not_kept.remove(&name);
             if !held.contains_key(&name) {
                 self.store(&name, &note, fd.as_fd());
+                n_not_stored += 1;
             }
             // The keeper said that it has it; what systemd has may be older.
             held.insert(name, (note, fd));
         }
-        if self.systemd.is_some() {
-            tracing::info!(
-                n_stored,
-                n_kept,
-                "descriptors of a predecessor, from systemd and keeper"
+        if self.systemd.is_some() && n_not_stored > 0 {
+            tracing::warn!(
+                n_not_stored,
+                "systemd did not hold all that the keeper holds, and is given it now; if the service was not stopped \
+                 before, its FileDescriptorStoreMax= is too small"
             );
         }
         let keeper = self.keeper.lock();
