@@ -36,7 +36,6 @@ pub(super) async fn serve(
 ) -> Result<()> {
     let path = daemon.root.join("daemon.sock");
     let listener = listen(&path).with_context(|| format!("listening at {}", path.display()))?;
-    ready()?;
     let mut tasks = JoinSet::new();
     tasks.spawn(super::room::look_after(Arc::clone(&daemon)));
     let ending = Arc::new(AtomicBool::new(false));
@@ -45,6 +44,8 @@ pub(super) async fn serve(
     tasks.spawn(watched);
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hangup = signal(SignalKind::hangup())?;
+    // Not before: whoever hears of it may end us gracefully from now on.
+    ready()?;
     loop {
         tokio::select! {
             accepted = listener.accept() => match accepted {
