@@ -22,7 +22,7 @@ openssl req $key -subj /CN=reg.test -keyout reg.key -out reg.csr
 printf 'subjectAltName=DNS:reg.test,DNS:localhost,IP:127.0.0.1\n' > names
 openssl x509 -req -in reg.csr -CA ca.crt -CAkey ca.key -days 30 -extfile names -out reg.crt
 cat ca.crt >> /etc/ssl/certs/ca-certificates.crt
-htpasswd -Bbn "$USER" "$PASSWORD" > passwords
+htpasswd -C 4 -Bbn "$USER" "$PASSWORD" > passwords
 printf '{"auths":{"reg.test:%s":{"auth":"%s"}}}' "$PORT" "$(printf %s "$USER:$PASSWORD" | base64)" > ~/.docker/config.json
 "#;
 
