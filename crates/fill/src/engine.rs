@@ -376,11 +376,19 @@ impl Shared {
         self.pace.lock().first_byte(time, Instant::now());
     }
 
+    /// How many uncompressed bytes one guess may want.
+    pub(crate) fn reach(&self) -> u64 {
+        self.pace.lock().reach()
+    }
+
     /// Compressed bytes have come.
     pub(crate) fn received(&self, bytes: u64) {
         self.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);
-        let busy = self.queue.lock().in_flight.background > 0;
-        self.pace.lock().count(bytes, busy, Instant::now());
+        let (in_flight, limits) = {
+            let wanted = self.queue.lock();
+            (wanted.in_flight, wanted.limits)
+        };
+        self.pace.lock().count(bytes, &in_flight, limits, Instant::now());
     }
 
     /// A span could not be written for want of room.

@@ -1,29 +1,38 @@
 //! What a table of contents says about the surroundings of a read.
 
+use std::ops::Range;
+
 use plan::FileHint;
 use ztoc::TocEntry;
 
-/// The file at `offset` of the uncompressed layer, and the files of its directory around it.
+/// The file that most of `range` of the uncompressed layer belongs to, and the files of its directory
+/// around it. Of several that have as much the last one: the kernel reads whole pages, and a file that it
+/// begins to read lies behind the end of another.
 ///
 /// `toc` is in the order of the archive. Directories longer than [`FARTHEST`] are not looked at
 /// beyond it: nobody wants them whole.
-pub(crate) fn at(toc: &[TocEntry], offset: u64) -> Option<FileHint> {
-    let after = toc.partition_point(|entry| entry.offset <= offset);
-    let (before, rest) = toc.split_at_checked(after)?;
-    let (touched, before) = before.split_last()?;
-    let end = touched.offset.saturating_add(touched.size);
-    if offset >= end {
+pub(crate) fn at(toc: &[TocEntry], range: &Range<u64>) -> Option<FileHint> {
+    let overlap = |entry: &TocEntry| {
+        let end = entry.offset.saturating_add(entry.size).min(range.end);
+        end.saturating_sub(entry.offset.max(range.start))
+    };
+    let first = toc.partition_point(|entry| entry.offset <= range.start).saturating_sub(1);
+    let candidates = toc.iter().enumerate().skip(first).take(CANDIDATES);
+    let candidates = candidates.take_while(|(_, entry)| entry.offset < range.end);
+    let (place, touched) = candidates.max_by_key(|(_, entry)| overlap(entry))?;
+    if overlap(touched) == 0 {
         return None;
     }
+    let (before, rest) = toc.split_at_checked(place)?;
+    let (offset, end) = (touched.offset, touched.offset.saturating_add(touched.size));
     let directory = parent(&touched.name);
     let is_sibling = |entry: &&TocEntry| parent(&entry.name) == directory;
-    let first = before.iter().rev().take_while(is_sibling).map(|entry| entry.offset);
-    let first =
-        first.take_while(|start| offset - start <= FARTHEST).last().unwrap_or(touched.offset);
-    let last =
-        rest.iter().take_while(is_sibling).map(|entry| entry.offset.saturating_add(entry.size));
-    let last = last.take_while(|end| end - offset <= FARTHEST).last().unwrap_or(end).max(end);
-    Some(FileHint { file: touched.offset..end, directory: first..last })
+    let starts = before.iter().rev().take_while(is_sibling).map(|entry| entry.offset);
+    let first = starts.take_while(|start| offset - start <= FARTHEST).last().unwrap_or(offset);
+    let ends = rest.iter().skip(1).take_while(is_sibling);
+    let ends = ends.map(|entry| entry.offset.saturating_add(entry.size));
+    let last = ends.take_while(|end| end - offset <= FARTHEST).last().unwrap_or(end).max(end);
+    Some(FileHint { file: offset..end, directory: first..last })
 }
 
 /// The name without its last component.
@@ -32,6 +41,9 @@ fn parent(name: &[u8]) -> &[u8] {
     let end = name.iter().rposition(|byte| *byte == b'/').unwrap_or(0);
     name.get(..end).unwrap_or_default()
 }
+
+/// How many files of a read are looked at: a page of the smallest ones, with their headers.
+const CANDIDATES: usize = 8;
 
 /// How far around a read its directory is looked at, in uncompressed bytes.
 const FARTHEST: u64 = 16 << 20;
@@ -52,7 +64,7 @@ mod tests {
     }
 
     #[track_caller]
-    fn check(offset: u64, expected: Option<&[std::ops::Range<u64>; 2]>) {
+    fn check(range: Range<u64>, expected: Option<&[Range<u64>; 2]>) {
         let far = FARTHEST * 2;
         let toc = toc(&[
             ("a/1", 512, 100),
@@ -63,26 +75,35 @@ mod tests {
             ("d/1", 5632, far),
             ("d/2", 5632 + far, 1),
         ]);
-        let found = at(&toc, offset).map(|hint| [hint.file, hint.directory]);
-        assert_eq!(found.as_ref(), expected, "at {offset}");
+        let found = at(&toc, &range).map(|hint| [hint.file, hint.directory]);
+        assert_eq!(found.as_ref(), expected, "at {range:?}");
     }
 
     #[test]
     fn a_read_is_seen_with_its_file_and_the_siblings_around_it() {
-        check(2600, Some(&[2560..2660, 1536..3684]));
-        check(1536, Some(&[1536..1636, 1536..3684]));
-        check(512, Some(&[512..612, 512..612]));
+        check(2600..2601, Some(&[2560..2660, 1536..3684]));
+        check(1536..1537, Some(&[1536..1636, 1536..3684]));
+        check(512..513, Some(&[512..612, 512..612]));
+    }
+
+    #[test]
+    fn a_read_of_whole_pages_is_of_the_file_that_most_of_it_belongs_to() {
+        // It begins in the file before, or in the header.
+        check(4096..4700, Some(&[4608..4708, 4608..4708]));
+        check(4700..8192, Some(&[5632..5632 + FARTHEST * 2, 5632..5632 + FARTHEST * 2]));
+        // As much of each: the one that lies behind.
+        check(0..1636, Some(&[1536..1636, 1536..3684]));
     }
 
     #[test]
     fn headers_and_what_lies_outside_belong_to_no_file() {
-        check(0, None);
-        check(1000, None);
-        check(u64::MAX, None);
+        check(0..512, None);
+        check(1000..1001, None);
+        check(u64::MAX - 1..u64::MAX, None);
     }
 
     #[test]
     fn a_long_directory_is_not_looked_at_to_its_end() {
-        check(5632, Some(&[5632..5632 + FARTHEST * 2, 5632..5632 + FARTHEST * 2]));
+        check(5632..5633, Some(&[5632..5632 + FARTHEST * 2, 5632..5632 + FARTHEST * 2]));
     }
 }

@@ -252,7 +252,13 @@ impl Layer {
         }
         let Some(first) = self.first_missing(&state, &range) else {
             drop(state);
-            return then(Ok(()));
+            then(Ok(()));
+            drop(reading);
+            if !self.is_sealed() {
+                let ahead = self.guess(&shared, |read_ahead| read_ahead.on_hit(&range));
+                shared.want(self.id, &self.not_present(ahead), Class::ReadAhead);
+            }
+            return;
         };
         let missing: Vec<u32> = self
             .spec
@@ -267,10 +273,20 @@ impl Layer {
         state.waiting.entry(first).or_default().push(waiter);
         drop((state, reading));
         shared.reader_waits();
-        let hint = hint::at(&self.spec.toc, range.start);
-        let ahead = self.read_ahead.lock().on_demand(range, hint);
+        let hint = hint::at(&self.spec.toc, &range);
+        let ahead = self.guess(&shared, |read_ahead| read_ahead.on_demand(range, hint));
         shared.want(self.id, &missing, Class::Demand);
         shared.want(self.id, &self.not_present(ahead), Class::ReadAhead);
+    }
+
+    fn guess(
+        &self,
+        shared: &Shared,
+        guess: impl FnOnce(&mut plan::ReadAhead) -> Vec<u32>,
+    ) -> Vec<u32> {
+        let mut read_ahead = self.read_ahead.lock();
+        read_ahead.set_reach(shared.reach());
+        guess(&mut read_ahead)
     }
 
     /// Makes durable what is present, so that it need not be checked after a reboot.

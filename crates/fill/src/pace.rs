@@ -14,7 +14,7 @@ pub(crate) struct Pace {
     rate: u64,
     since: Instant,
     bytes: u64,
-    /// Whether completion kept the link busy all the time since.
+    /// Whether what nobody waits for kept the link busy all the time since.
     busy: bool,
     /// The shortest times from a request to its first byte: of this period and of the one before.
     trips: [Option<Duration>; 2],
@@ -27,9 +27,22 @@ impl Pace {
         Self { rate: FIRST_RATE, since: now, bytes: 0, busy: true, trips, period_since }
     }
 
-    /// Counts bytes that have come; `busy` says whether completion has transfers under way. Readers alone
-    /// ask for little at a time, so what they get shows that a link is fast, never that it is slow.
-    pub(crate) fn count(&mut self, bytes: u64, busy: bool, now: Instant) {
+    /// Counts bytes that have come while `in_flight` was under way.
+    pub(crate) fn count(
+        &mut self,
+        bytes: u64,
+        in_flight: &plan::InFlight,
+        limits: plan::Limits,
+        now: Instant,
+    ) {
+        // Readers alone ask for little at a time: what they get shows that a link is fast, never that it
+        // is slow. What nobody waits for keeps it busy, if there is enough of it.
+        let enough = self.limits(limits).speculative_bytes / 2;
+        let busy = in_flight.background > 0 || in_flight.speculative_bytes >= enough;
+        self.count_while(bytes, busy, now);
+    }
+
+    fn count_while(&mut self, bytes: u64, busy: bool, now: Instant) {
         self.bytes = self.bytes.saturating_add(bytes);
         self.busy &= busy;
         let elapsed = now.saturating_duration_since(self.since);
@@ -67,6 +80,12 @@ impl Pace {
         self.rate.saturating_mul(micros) / 1_000_000
     }
 
+    /// How many uncompressed bytes one guess may want: what the link carries in [`GUESS`], at a usual
+    /// compression.
+    pub(crate) fn reach(&self) -> u64 {
+        self.carries(GUESS).saturating_mul(USUAL_RATIO)
+    }
+
     /// Whether completion stands back, with `missing` bytes to go and readers `quiet` for so long.
     ///
     /// What can be here in a few seconds is the best of all read-ahead. Over a slower link it would take
@@ -99,6 +118,12 @@ const SAMPLE: Duration = Duration::from_millis(50);
 /// How long a reader who comes may be held up by what nobody waits for.
 const IDLE: Duration = Duration::from_millis(40);
 
+/// How long the link may be busy with a single guess.
+const GUESS: Duration = Duration::from_millis(100);
+
+/// Uncompressed bytes to compressed ones.
+const USUAL_RATIO: u64 = 3;
+
 /// What completes within this time is not held back.
 const SOON: Duration = Duration::from_secs(5);
 
@@ -126,7 +151,7 @@ mod tests {
         let begin = Instant::now();
         let mut pace = Pace::new(begin);
         for step in 1..=100 {
-            pace.count(rate / 100, true, begin + Duration::from_millis(10) * step);
+            pace.count_while(rate / 100, true, begin + Duration::from_millis(10) * step);
         }
         pace
     }
@@ -154,6 +179,7 @@ mod tests {
     fn a_slow_link_is_kept_free() {
         let limits = after_a_second_at(12_500_000);
         assert_eq!(limits.idle_bytes, 750_000);
+        assert_eq!(pace_after_a_second_at(12_500_000).reach(), 3_750_000);
         assert_eq!(limits.background_bytes, 256 << 10);
         assert_eq!(limits.speculative_bytes, 437_500);
     }
@@ -176,7 +202,7 @@ mod tests {
         for step in 1..=100_u32 {
             let under_way = pace.limits(plan::Limits::default()).speculative_bytes;
             let in_a_step = (under_way / 2 * 5).min(link / 20);
-            pace.count(in_a_step, true, begin + Duration::from_millis(50) * step);
+            pace.count_while(in_a_step, true, begin + Duration::from_millis(50) * step);
         }
         assert!(pace.rate > link / 10 * 8 && pace.rate <= link, "{}", pace.rate);
     }
@@ -185,11 +211,11 @@ mod tests {
     fn a_pause_changes_nothing_and_a_slower_link_is_noticed() {
         let begin = Instant::now();
         let mut pace = Pace::new(begin);
-        pace.count(10_000_000, true, begin + Duration::from_millis(100));
+        pace.count_while(10_000_000, true, begin + Duration::from_millis(100));
         assert_eq!(pace.rate, 100_000_000);
-        pace.count(1, true, begin + Duration::from_secs(100));
+        pace.count_while(1, true, begin + Duration::from_secs(100));
         assert_eq!(pace.rate, 87_500_000);
-        pace.count(1, false, begin + Duration::from_secs(101));
+        pace.count_while(1, false, begin + Duration::from_secs(101));
         assert_eq!(pace.rate, 87_500_000);
     }
 }

@@ -295,6 +295,8 @@ pub(crate) enum Rule {
     Sequential,
     /// Small files are fetched whole
     SmallFiles,
+    /// Around the second read in a large file more of it is fetched, and twice as much each time
+    LargeFiles,
     /// The span behind one that is read is fetched with it
     Neighbours,
     /// Directories of which two files are read are fetched whole

@@ -123,7 +123,8 @@ pub enum Wanted {
 /// The place of a wanted span among those of its class.
 ///
 /// Demand and read-ahead are served in the order of their arrival, and the first number is 0.
-/// In background work it is the size of the layer, so that small layers are whole first.
+/// In background work it is the size of the layer, so that small layers are whole first, until readers
+/// show where they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     class: Class,
@@ -153,6 +154,9 @@ pub struct Queue {
     layers: HashMap<LayerId, Layer>,
     order: BTreeMap<Place, (LayerId, u32)>,
     arrivals: u64,
+    /// The last span that a reader had to wait for. Programs read on in the order in which files lie in the
+    /// archive, more often than not: background work goes on from there.
+    reader: Option<(LayerId, u32)>,
     /// Compressed bytes of the spans that wait for [`Class::Background`].
     background_bytes: u64,
 }
@@ -179,6 +183,9 @@ impl Queue {
         let Some(layer) = self.layers.get_mut(&id).filter(|layer| span < layer.spans.len()) else {
             return Wanted::Unknown;
         };
+        if class == Class::Demand {
+            self.reader = Some((id, span));
+        }
         if let Some(flight) = layer.in_flight.get_mut(&span) {
             *flight = Some(flight.map_or(class, |before| before.min(class)));
             return Wanted::InFlight;
@@ -233,7 +240,11 @@ impl Queue {
     #[must_use = "the spans of a job are in flight from now on"]
     pub fn next(&mut self, now: &InFlight, limits: &Limits) -> Option<Job> {
         // Nothing overtakes the most urgent span: whatever holds that back holds the others back, too.
-        let (&Place { class, .. }, &(id, seed)) = self.order.first_key_value()?;
+        let (&Place { class, .. }, &first) = self.order.first_key_value()?;
+        let (id, seed) = match class {
+            Class::Background => self.behind_the_reader().unwrap_or(first),
+            Class::Demand | Class::ReadAhead => first,
+        };
         if !has_connection(class, now, limits) {
             return None;
         }
@@ -266,6 +277,13 @@ impl Queue {
             }
         }
         Some(Job { layer: id, class, spans: fetch.spans, bytes: fetch.bytes })
+    }
+
+    /// What a reader would want next, where nothing is wanted but by background work.
+    fn behind_the_reader(&self) -> Option<(LayerId, u32)> {
+        let (id, span) = self.reader?;
+        let (&next, _) = self.layers.get(&id)?.waiting.range(span..).next()?;
+        Some((id, next))
     }
 
     /// Reports spans that were handed out; a job may be reported span by span.

@@ -25,6 +25,9 @@ pub struct Rules {
     pub whole_small_files: Option<u64>,
     /// How many spans behind each demand are wanted with it.
     pub neighbours: u32,
+    /// The second demand in a file that is not a small one wants twice so many uncompressed bytes around it,
+    /// and each one after it twice as many again, up to `max_window`.
+    pub large_files: Option<u64>,
     /// Whether the second demand in a directory wants the rest of it, up to `max_directory`.
     pub directory: bool,
     /// The longest directory, in uncompressed bytes of the tar, that is wanted whole.
@@ -35,8 +38,8 @@ pub struct Rules {
 }
 
 impl Default for Rules {
-    /// Layers up to 2 MiB; windows from 1 MiB to 32 MiB; files up to 1 MiB; one neighbour; directories
-    /// up to 8 MiB; 32 MiB unread.
+    /// Layers up to 2 MiB; windows from 1 MiB to 32 MiB, also in large files; files up to 1 MiB; one
+    /// neighbour; directories up to 8 MiB; 32 MiB unread.
     fn default() -> Self {
         Self {
             whole_small_layers: Some(2 << 20),
@@ -45,6 +48,7 @@ impl Default for Rules {
             max_window: 32 << 20,
             whole_small_files: Some(1 << 20),
             neighbours: 1,
+            large_files: Some(1 << 20),
             directory: true,
             max_directory: 8 << 20,
             max_unread: 32 << 20,
@@ -63,6 +67,7 @@ impl Rules {
             max_window: 0,
             whole_small_files: None,
             neighbours: 0,
+            large_files: None,
             directory: false,
             max_directory: 0,
             max_unread: 0,
@@ -96,11 +101,15 @@ struct Stream {
 pub struct ReadAhead {
     rules: Rules,
     spans: Arc<dyn Spans + Send + Sync>,
+    /// How many uncompressed bytes one guess may want.
+    reach: u64,
     state: Vec<SpanState>,
     unread: u64,
     streams: VecDeque<Stream>,
     /// The directories that were touched once, the latest last.
     directories: VecDeque<Range<u64>>,
+    /// The large files that were touched, the latest last, and how much is wanted around the next demand.
+    files: VecDeque<(Range<u64>, u64)>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -119,6 +128,9 @@ const STREAMS: usize = 8;
 /// How many directories are remembered after one demand.
 const DIRECTORIES: usize = 64;
 
+/// How many large files are remembered.
+const FILES: usize = 64;
+
 /// A demand that starts this many bytes behind the last one still continues it: tar headers and
 /// padding lie between files, and readers skip small holes.
 const SLACK: u64 = 128 << 10;
@@ -133,11 +145,19 @@ impl ReadAhead {
         Self {
             rules,
             spans,
+            reach: u64::MAX,
             state,
             unread: 0,
             streams: VecDeque::new(),
             directories: VecDeque::new(),
+            files: VecDeque::new(),
         }
+    }
+
+    /// From now on no guess wants more than this many uncompressed bytes: over a slow link a guess that is
+    /// wrong costs more than one that is not made.
+    pub const fn set_reach(&mut self, bytes: u64) {
+        self.reach = bytes;
     }
 
     /// The spans to want as soon as the layer is mounted: all of a small layer.
@@ -173,6 +193,10 @@ impl ReadAhead {
             let length = hint.file.end.saturating_sub(hint.file.start);
             if self.rules.whole_small_files.is_some_and(|most| length <= most) {
                 self.guess_bytes(&hint.file, &mut guesses);
+            } else if let Some(first) = self.rules.large_files {
+                for around in self.around(first, &range, &hint.file) {
+                    self.guess_bytes(&around, &mut guesses);
+                }
             }
         }
         if self.rules.sequential
@@ -188,6 +212,21 @@ impl ReadAhead {
             // What lies behind the file is likelier: loaders and archivers both sort by name.
             self.guess_bytes(&(range.end..hint.directory.end), &mut guesses);
             self.guess_bytes(&hint.directory, &mut guesses);
+        }
+        guesses
+    }
+
+    /// Takes in that a reader has read the uncompressed bytes `range`, which were there, and answers which
+    /// spans to fetch for what he will read next.
+    pub fn on_hit(&mut self, range: &Range<u64>) -> Vec<u32> {
+        let mut guesses = Vec::new();
+        for span in covering(&*self.spans, range) {
+            self.mark_read(span);
+        }
+        if self.rules.sequential
+            && let Some(ahead) = self.follow(range)
+        {
+            self.guess_bytes(&ahead, &mut guesses);
         }
         guesses
     }
@@ -267,7 +306,7 @@ impl ReadAhead {
         let moves = left <= stream.window / 2;
         if moves {
             let doubled = stream.window.saturating_mul(2).max(self.rules.first_window);
-            stream.window = doubled.min(self.rules.max_window);
+            stream.window = doubled.min(self.rules.max_window.min(self.reach));
             stream.ahead = range.end.saturating_add(stream.window);
         }
         stream.at = range.end;
@@ -276,9 +315,33 @@ impl ReadAhead {
         moves.then_some(ahead)
     }
 
+    /// What to want of a large file around a demand in it: nothing at first, then more each time, and more
+    /// of what lies behind it than before it.
+    fn around(&mut self, first: u64, demand: &Range<u64>, file: &Range<u64>) -> [Range<u64>; 2] {
+        let most = self.rules.max_window.min(self.reach);
+        let first = first.min(most);
+        let window = match self.files.iter_mut().find(|(known, _)| known == file) {
+            Some((_, window)) => {
+                *window = window.saturating_mul(2).clamp(first, most);
+                *window
+            }
+            None => {
+                if self.files.len() == FILES {
+                    self.files.pop_front();
+                }
+                self.files.push_back((file.clone(), first));
+                return [0..0, 0..0];
+            }
+        };
+        let behind = demand.end..demand.end.saturating_add(window / 4 * 3).min(file.end);
+        let before = demand.start.saturating_sub(window / 4).max(file.start)..demand.start;
+        [behind, before]
+    }
+
     /// Whether this is the second demand in a directory that is short enough to be wanted whole.
     fn second_in_directory(&mut self, directory: &Range<u64>) -> bool {
-        if directory.end.saturating_sub(directory.start) > self.rules.max_directory {
+        let longest = self.rules.max_directory.min(self.reach);
+        if directory.end.saturating_sub(directory.start) > longest {
             return false;
         }
         if self.directories.contains(directory) {

@@ -107,6 +107,7 @@ pub(super) fn rules_within(quota: Option<u64>, without: &[Rule]) -> plan::Rules 
             Rule::SmallLayers => rules.whole_small_layers = None,
             Rule::Sequential => rules.sequential = false,
             Rule::SmallFiles => rules.whole_small_files = None,
+            Rule::LargeFiles => rules.large_files = None,
             Rule::Neighbours => rules.neighbours = 0,
             Rule::Directories => rules.directory = false,
             // Not for the engine.

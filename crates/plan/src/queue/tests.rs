@@ -98,6 +98,22 @@ fn small_layers_are_whole_first() {
 }
 
 #[test]
+fn completion_goes_on_behind_the_last_span_that_a_reader_waited_for() {
+    let completion = [(1, 0), (0, 0), (0, 5), (0, 6), (0, 9)];
+    let completion = completion.map(|(layer, span)| (layer, span, Background));
+    check(
+        &[&completion[..], &[(0, 4, Demand)]].concat(),
+        &[
+            (0, 4..5, Demand),
+            (0, 5..7, Background),
+            (0, 9..10, Background),
+            (1, 0..1, Background),
+            (0, 0..1, Background),
+        ],
+    );
+}
+
+#[test]
 fn a_span_longer_than_a_request_is_fetched_alone() {
     let mut queue = queue(&[(0, 0, Demand), (0, 1, Demand)]);
     let limits = Limits { demand_bytes: 10, ..LIMITS };

@@ -104,6 +104,53 @@ fn a_window_ends_with_the_layer() {
 }
 
 #[test]
+fn a_reader_who_finds_what_was_guessed_is_followed_and_the_guess_was_right() {
+    let rules = Rules { sequential: true, first_window: 2 * SPAN, max_window: 8 * SPAN, ..roomy() };
+    let mut state = read_ahead(Rules { max_unread: 3000, ..rules });
+    assert_eq!(state.on_demand(bytes(10..11), None), [0; 0]);
+    assert_eq!(state.on_demand(bytes(11..12), None), [12, 13]);
+    assert_eq!(state.unread_bytes(), 2000);
+    // There is room for three: each that was read makes room for another.
+    assert_eq!(state.on_hit(&bytes(12..13)), [14, 15]);
+    assert_eq!(state.unread_bytes(), 3000);
+    assert_eq!(state.on_hit(&bytes(13..15)), [16, 17]);
+    assert_eq!(state.on_hit(&bytes(30..31)), [0; 0], "no reader ascends there");
+}
+
+#[test]
+fn each_demand_in_a_large_file_wants_twice_as_much_around_it() {
+    let rules = Rules { large_files: Some(2 * SPAN), max_window: 8 * SPAN, ..roomy() };
+    let hint = || file(bytes(10..50), bytes(0..64));
+    check(
+        rules.clone(),
+        &[
+            (at(30), hint(), &[]),
+            (at(20), hint(), &[21, 22, 23, 19]),
+            (at(40), hint(), &[41, 42, 43, 44, 45, 46, 38, 39]),
+            (at(49), hint(), &[47, 48]),
+            // Not beyond the file, and each file by itself.
+            (at(11), hint(), &[12, 13, 14, 15, 16, 17, 10]),
+            (at(5), file(bytes(5..7), bytes(0..64)), &[]),
+        ],
+    );
+    let small = Rules { whole_small_files: Some(40 * SPAN), ..rules };
+    check(small, &[(at(12), file(bytes(10..14), bytes(0..64)), &[10, 11, 13])]);
+}
+
+#[test]
+fn no_guess_reaches_farther_than_it_may() {
+    let rules = Rules { max_unread: u64::MAX, max_directory: 64 * SPAN, ..Rules::default() };
+    let rules = Rules { whole_small_files: None, neighbours: 0, ..rules };
+    let mut state = read_ahead(Rules { whole_small_layers: None, ..rules });
+    state.set_reach(4 * SPAN);
+    let hint = || file(bytes(10..50), bytes(8..52));
+    assert_eq!(state.on_demand(at(30), hint()), [0; 0]);
+    assert_eq!(state.on_demand(at(20), hint()), [21, 19]);
+    assert_eq!(state.on_demand(at(40), hint()), [41, 42, 43, 39]);
+    assert_eq!(state.on_demand(at(12), hint()), [13, 14, 15, 11]);
+}
+
+#[test]
 fn a_small_file_is_wanted_whole() {
     let rules = Rules { whole_small_files: Some(4 * SPAN), ..roomy() };
     let directory = bytes(0..64);
