@@ -86,7 +86,7 @@ pub struct Figure {
 /// The values of one alternative, in the order of the runs.
 #[derive(Debug, Serialize)]
 struct Series {
-    name: &'static str,
+    name: String,
     values: Vec<f64>,
     median: f64,
     /// The median, over the runs, of how many times as good as the baseline this is.
@@ -167,6 +167,12 @@ impl Report {
     }
 }
 
+/// A picture of figures that have all their values.
+#[must_use]
+pub fn svg(title: &str, figures: impl IntoIterator<Item = Figure>) -> String {
+    plot::svg(title, &figures.into_iter().map(Figure::evaluated).collect::<Vec<Figure>>())
+}
+
 impl Figure {
     /// Begins a figure without values.
     #[must_use]
@@ -188,11 +194,11 @@ impl Figure {
     }
 
     /// Adds the value of the next run of `name`.
-    pub fn push(&mut self, name: &'static str, value: f64) {
+    pub fn push(&mut self, name: &str, value: f64) {
         match self.series.iter_mut().find(|series| series.name == name) {
             Some(series) => series.values.push(value),
             None => self.series.push(Series {
-                name,
+                name: name.to_owned(),
                 values: vec![value],
                 median: 0.0,
                 ratio: None,
@@ -202,7 +208,8 @@ impl Figure {
     }
 
     fn evaluated(mut self) -> Self {
-        let baseline = self.series.iter().find(|series| Some(series.name) == self.baseline);
+        let baseline =
+            self.series.iter().find(|series| Some(series.name.as_str()) == self.baseline);
         let baseline = baseline.map(|series| series.values.clone());
         for series in &mut self.series {
             series.median = median(&series.values).unwrap_or(f64::NAN);
@@ -214,7 +221,7 @@ impl Figure {
                 })
                 .collect();
             series.ratio = median(&ratios);
-            let wanted = self.target.filter(|_| self.of.contains(&series.name));
+            let wanted = self.target.filter(|_| self.of.contains(&series.name.as_str()));
             series.met = wanted.and_then(|target| match target {
                 Target::RatioAtLeast(least) => series.ratio.map(|ratio| ratio >= least),
                 Target::MedianBelow(most) => Some(series.median <= most),

@@ -36,7 +36,7 @@ struct Arguments {
     /// Cold starts of each image over each link by each system
     #[arg(long, default_value_t = 3)]
     runs: usize,
-    /// Where `cold.json`, or `cold-LABEL.json`, is written [default: bench/results]
+    /// Where `cold.json` and `.svg`, or `cold-LABEL.…`, are written [default: bench/results]
     #[arg(long)]
     out: Option<PathBuf>,
     /// What this run is called
@@ -226,13 +226,14 @@ impl Round<'_> {
 fn write(arguments: &Arguments, report: &Report) -> Result<()> {
     let out = arguments.out.clone().unwrap_or_else(bench::results_dir);
     std::fs::create_dir_all(&out).with_context(|| format!("making {}", out.display()))?;
-    let name = match &arguments.label {
-        Some(label) => format!("cold-{label}.json"),
-        None => "cold.json".to_owned(),
-    };
-    let file = out.join(name);
-    std::fs::write(&file, serde_json::to_vec_pretty(report)?)
-        .with_context(|| format!("writing {}", file.display()))
+    let name = arguments.label.as_ref().map_or_else(|| "cold".to_owned(), |l| format!("cold-{l}"));
+    let mut json = serde_json::to_vec_pretty(report)?;
+    json.push(b'\n');
+    for (extension, content) in [("json", json), ("svg", report.picture().into_bytes())] {
+        let file = out.join(&name).with_extension(extension);
+        std::fs::write(&file, content).with_context(|| format!("writing {}", file.display()))?;
+    }
+    Ok(())
 }
 
 /// Tells whoever waits. Nobody may be there to hear it.

@@ -1,12 +1,13 @@
 //! Results: medians of the runs of a cell, for people and as JSON.
 
 use bench::median;
+use bench::report::{Better, Figure};
 use serde::Serialize;
 
 use crate::images::{Image, Needed};
 use crate::run::ColdStart;
 use crate::stage::Share;
-use crate::systems::Contestant;
+use crate::systems::{Contestant, System};
 
 /// Everything that was measured.
 #[derive(Debug, Serialize)]
@@ -23,6 +24,29 @@ pub(crate) struct Report {
     pub(crate) index_arguments: Vec<String>,
     pub(crate) images: Vec<ImageReport>,
     pub(crate) cells: Vec<CellReport>,
+}
+
+impl Report {
+    /// The answers of all runs, a figure for each image and link.
+    pub(crate) fn picture(&self) -> String {
+        let has_overlayfs = self.contestants.iter().any(|c| c.system == System::Overlayfs);
+        let mut figures: Vec<(String, Figure)> = Vec::new();
+        for cell in &self.cells {
+            let what = format!("{}, {}: first good answer", cell.image, cell.link);
+            if figures.last().is_none_or(|(last, _)| *last != what) {
+                let figure = Figure::new(what.clone(), "s", Better::Lower);
+                let overlayfs = System::Overlayfs.name();
+                let figure = if has_overlayfs { figure.against(overlayfs) } else { figure };
+                figures.push((what, figure));
+            }
+            if let Some((_, figure)) = figures.last_mut() {
+                for run in &cell.runs {
+                    figure.push(&cell.contestant, run.answer_seconds);
+                }
+            }
+        }
+        bench::report::svg("cold", figures.into_iter().map(|(_, figure)| figure))
+    }
 }
 
 /// An image that is started.

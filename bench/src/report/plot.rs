@@ -49,7 +49,7 @@ fn draw(picture: &mut Picture, figure: &Figure) {
         let ratio = series.ratio.map_or_else(String::new, |ratio| format!(" ({ratio:.2}x)"));
         let value = format!("{}{ratio}", number(series.median));
         picture.label(LEFT + most * scale + 6.0, &value);
-        picture.text(20.0, "normal", series.name);
+        picture.text(20.0, "normal", &series.name);
     }
 }
 
