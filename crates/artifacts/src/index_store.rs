@@ -207,7 +207,7 @@ impl IndexStore {
         soci: Vec<u8>,
     ) -> Result<StoredIndex, StoreIndexError> {
         let path = self.soci_path(layer);
-        replace(&path, &soci).map_err(|source| StoreIndexError::Io { path, source })?;
+        sys::files::replace(&path, &soci).map_err(|source| StoreIndexError::Io { path, source })?;
         drop(soci);
         self.save(layer, layer_size, bytes, IndexOrigin::Built)
     }
@@ -241,7 +241,7 @@ impl IndexStore {
         let (path, _) = self.paths(layer);
         let _one_at_a_time = self.writing.lock();
         let failed = |source| StoreIndexError::Io { path: path.clone(), source };
-        replace(&path, bytes).map_err(failed)?;
+        sys::files::replace(&path, bytes).map_err(failed)?;
         self.write_note(layer, note)?;
         Ok(StoredIndex::new(ztoc, File::open(&path).map_err(failed)?, note))
     }
@@ -262,7 +262,7 @@ impl IndexStore {
     fn write_note(&self, layer: &Digest, note: &Note) -> Result<(), StoreIndexError> {
         let (_, path) = self.paths(layer);
         let written = serde_json::to_vec(note).map_err(io::Error::other);
-        let written = written.and_then(|note| replace(&path, &note));
+        let written = written.and_then(|note| sys::files::replace(&path, &note));
         written.map_err(|source| StoreIndexError::Io { path, source })
     }
 
@@ -277,7 +277,7 @@ impl IndexStore {
         let came_in = stored.as_ref().and_then(|note| note.blob);
         for digest in std::iter::once(*index).chain(came_in) {
             let path = self.revocation_path(&digest);
-            replace(&path, why.as_bytes())
+            sys::files::replace(&path, why.as_bytes())
                 .map_err(|source| StoreIndexError::Io { path, source })?;
         }
         if stored.is_some() {
@@ -414,12 +414,3 @@ fn check_streamed(layer: &Digest, ztoc: &Ztoc) -> Result<(), StoreIndexError> {
 
 /// The bytes of a streamed layer's span are in memory until its digest is known to be right.
 const MAX_STREAMED_SPAN: u64 = 4 << 20;
-
-/// Writes a file that is either the old one or the new one, also after this process was killed.
-fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let tmp = path.with_extension("new");
-    // On a full disk it may be there, and empty.
-    fs::write(&tmp, bytes)
-        .and_then(|()| fs::rename(&tmp, path))
-        .inspect_err(|_| fs::remove_file(&tmp).unwrap_or_default())
-}

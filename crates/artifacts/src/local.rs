@@ -189,11 +189,11 @@ impl Local {
                 "an archive is not changed",
             )));
         };
-        let (path, tmp) = (dir.join(name), dir.join(name).with_extension("new"));
+        let path = dir.join(name);
         if let Some(parent) = path.parent() {
             fs::create_dir_all(parent).map_err(failed)?;
         }
-        fs::write(&tmp, bytes).and_then(|()| fs::rename(&tmp, &path)).map_err(failed)
+        sys::files::replace(&path, bytes).map_err(failed)
     }
 
     fn open(&self, name: &Path) -> Result<(File, Range<u64>), LocalError> {

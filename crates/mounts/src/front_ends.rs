@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::os::fd::{AsFd, AsRawFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -23,7 +23,7 @@ use crate::error::{BackendError, MountImageError, UnmountImageError};
 use crate::holding::Holding;
 use crate::precontent::PreContent;
 use crate::probe::Probe;
-use crate::record::{Backend, Looped, Record};
+use crate::record::{Backend, Looped, Record, Records};
 use crate::served::{self, SERVED, Served};
 
 mod evict;
@@ -69,6 +69,7 @@ pub struct Mounted {
 #[derive(Debug)]
 pub struct FrontEnds {
     root: PathBuf,
+    records: Records,
     holding: Arc<Holding>,
     precontent: Option<PreContent>,
     served: Mutex<Option<Served>>,
@@ -111,11 +112,12 @@ impl FrontEnds {
             }
             Err(err) => (Err(err), Vec::new()),
         };
-        fs::create_dir_all(root.join(MOUNTS))?;
+        let records = Records::open(root)?;
         clear_probe(&root.join(PROBE))?;
         let served = Served::resume(&root.join(SERVED), &holding);
         let front_ends = Self {
             root: root.to_owned(),
+            records,
             holding,
             precontent: precontent
                 .inspect_err(|err| tracing::info!(error = %in_full(err), "no pre-content events"))
@@ -147,24 +149,7 @@ impl FrontEnds {
     /// # Errors
     /// When the folder cannot be read.
     pub fn records(&self) -> io::Result<Vec<Record>> {
-        let mut records = Vec::new();
-        for entry in fs::read_dir(self.root.join(MOUNTS))? {
-            let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            match fs::read(&path).map(|bytes| serde_json::from_slice::<Record>(&bytes)) {
-                Ok(Ok(record)) => records.push(record),
-                Ok(Err(err)) => {
-                    tracing::error!(path = %path.display(), error = %err, "record of a mount is damaged");
-                }
-                Err(err) => {
-                    tracing::error!(path = %path.display(), error = %err, "record of a mount cannot be read");
-                }
-            }
-        }
-        records.sort_by(|a, b| a.id.cmp(&b.id));
-        Ok(records)
+        self.records.read()
     }
 
     /// Serves a predecessor's mount again.
@@ -190,7 +175,7 @@ impl FrontEnds {
             MountState::Gone => {
                 tracing::warn!(dir = %record.dir.display(), "mount is gone");
                 self.holding.remove(&session_name(&record));
-                self.forget(&record);
+                self.records.forget(&record);
                 return Ok(state);
             }
             MountState::Lost => tracing::error!(
@@ -346,7 +331,7 @@ impl FrontEnds {
             };
             match self.mount_through(&mut record, image) {
                 Ok(session) => {
-                    let written = self.write_down(&record);
+                    let written = self.records.write(&record);
                     let state = match &written {
                         Ok(()) => MountState::Served,
                         Err(_) => MountState::Detached,
@@ -536,7 +521,7 @@ impl FrontEnds {
             mount.state = MountState::Detached;
         } else if mount.state == MountState::Lost {
             mounts.remove(&id);
-            self.forget(&record);
+            self.records.forget(&record);
         }
         drop(mounts);
         self.reap();
@@ -617,7 +602,7 @@ impl FrontEnds {
 
     fn clean_up(&self, mount: Mount) {
         let Mount { record, layers, session, .. } = mount;
-        self.forget(&record);
+        self.records.forget(&record);
         for layer in &layers {
             match record.backend {
                 Backend::Erofs => {
@@ -686,34 +671,6 @@ impl FrontEnds {
         let found = mountinfo()?.into_iter().rfind(|entry| entry.point == record.dir);
         Ok(found.filter(|entry| entry.fstype.starts_with(fstype)).map(|entry| entry.point))
     }
-
-    fn write_down(&self, record: &Record) -> Result<(), MountImageError> {
-        let path = self.record_path(record);
-        let tmp = path.with_extension("new");
-        let write = || -> io::Result<()> {
-            let mut file = File::create(&tmp)?;
-            file.write_all(&serde_json::to_vec(record)?)?;
-            file.sync_all()?;
-            fs::rename(&tmp, &path)
-        };
-        write().map_err(|source| {
-            // On a full disk it may be there, and empty.
-            fs::remove_file(&tmp).ok();
-            MountImageError::Record { path, source }
-        })
-    }
-
-    fn forget(&self, record: &Record) {
-        if let Err(err) = fs::remove_file(self.record_path(record))
-            && err.kind() != io::ErrorKind::NotFound
-        {
-            tracing::warn!(id = record.id, error = %err, "record of a mount stays");
-        }
-    }
-
-    fn record_path(&self, record: &Record) -> PathBuf {
-        self.root.join(MOUNTS).join(format!("{}.json", record.id))
-    }
 }
 
 /// Removes what a predecessor left that was killed while it tried the back ends.
@@ -749,12 +706,7 @@ fn write_metadata(image: &ImageToMount) -> Result<(), BackendError> {
         fs::create_dir_all(dir).map_err(failed)?;
     }
     // A new file each time: the old one may still be mounted.
-    let tmp = path.with_extension("new");
-    let written = fs::write(&tmp, &bytes).and_then(|()| fs::rename(&tmp, path));
-    written.map_err(|err| {
-        fs::remove_file(&tmp).ok();
-        failed(err)
-    })
+    sys::files::replace(path, &bytes).map_err(failed)
 }
 
 /// Mounts an EROFS, and returns the name by which the kernel shows whether anybody uses it.
@@ -823,7 +775,6 @@ const NAMING_ATTEMPTS: usize = 20;
 const CONDEMNED: &str = "condemned/";
 const GROUP: &str = "fanotify";
 const JOURNAL: &str = "journal";
-const MOUNTS: &str = "mounts";
 const PROBE: &str = "probe";
 const THREADS: usize = 2;
 const READ_AHEAD_KIB: u32 = 512;

@@ -1,10 +1,12 @@
 //! What is written down of a mount, so that a successor finds it.
 
-use std::fmt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::{fmt, fs, io};
 
 use oci::Digest;
 use serde::{Deserialize, Serialize};
+
+use crate::error::MountImageError;
 
 /// How an image gets into the kernel.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -69,4 +71,58 @@ pub struct Record {
     /// anybody uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bdi: Option<String>,
+}
+
+/// The records of a root folder: one file for each mount.
+#[derive(Debug)]
+pub(crate) struct Records(PathBuf);
+
+impl Records {
+    /// Makes the folder, if need be.
+    pub(crate) fn open(root: &Path) -> io::Result<Self> {
+        let dir = root.join("mounts");
+        fs::create_dir_all(&dir)?;
+        Ok(Self(dir))
+    }
+
+    /// All that can be read, in the order of their names.
+    pub(crate) fn read(&self) -> io::Result<Vec<Record>> {
+        let mut records = Vec::new();
+        for entry in fs::read_dir(&self.0)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "json") {
+                continue;
+            }
+            match fs::read(&path).map(|bytes| serde_json::from_slice::<Record>(&bytes)) {
+                Ok(Ok(record)) => records.push(record),
+                Ok(Err(err)) => {
+                    tracing::error!(path = %path.display(), error = %err, "record of a mount is damaged");
+                }
+                Err(err) => {
+                    tracing::error!(path = %path.display(), error = %err, "record of a mount cannot be read");
+                }
+            }
+        }
+        records.sort_by(|a, b| a.id.cmp(&b.id));
+        Ok(records)
+    }
+
+    pub(crate) fn write(&self, record: &Record) -> Result<(), MountImageError> {
+        let path = self.path(record);
+        let written = serde_json::to_vec(record).map_err(io::Error::from);
+        let written = written.and_then(|bytes| sys::files::replace_durably(&path, &bytes));
+        written.map_err(|source| MountImageError::Record { path, source })
+    }
+
+    pub(crate) fn forget(&self, record: &Record) {
+        if let Err(err) = fs::remove_file(self.path(record))
+            && err.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(id = record.id, error = %err, "record of a mount stays");
+        }
+    }
+
+    fn path(&self, record: &Record) -> PathBuf {
+        self.0.join(format!("{}.json", record.id))
+    }
 }

@@ -4,6 +4,7 @@
 
 pub mod descriptors;
 pub mod fanotify;
+pub mod files;
 pub mod fuse_device;
 pub mod inflate;
 pub mod journal;

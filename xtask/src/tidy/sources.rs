@@ -129,7 +129,7 @@ fn empty_word(name: &str) -> Option<&str> {
 fn check_paths(file: &SourceFile, problems: &mut Vec<String>) {
     for (line, n) in file.text.lines().zip(1..) {
         for foreign in FOREIGN_PATHS {
-            // Only where a path starts: `upper/work/x` is somebody else's.
+            // Only where a path starts: below another folder the name is somebody else's.
             let found = line.match_indices(foreign).any(|(at, _)| {
                 let before = line[..at].chars().next_back();
                 !before.is_some_and(|c| c.is_alphanumeric() || "._-})>~*".contains(c))

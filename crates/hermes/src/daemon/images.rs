@@ -1,7 +1,7 @@
 //! Images that the daemon knows: what is written down of them, and what is loaded of them.
 
 use std::fs;
-use std::io::{self, Write};
+use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -12,7 +12,6 @@ use cache::LayerShape;
 use fill::Layer;
 use mounts::ImageToMount;
 use oci::{Descriptor, Digest, ImageConfig, Manifest};
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tree::Tree;
 
@@ -139,21 +138,10 @@ pub(super) fn merge(indexes: &[StoredIndex]) -> Result<Arc<Tree>> {
 
 /// Writes `value` to a file that is either the old one or the new one, also after a crash.
 pub(super) fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
-    // Two mounts may write down the same name at once, and the temporary file has but one.
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
     if let Some(dir) = path.parent() {
         fs::create_dir_all(dir)?;
     }
-    let tmp = path.with_extension("new");
-    let _turn = ONE_AT_A_TIME.lock();
-    let write = || {
-        let mut file = fs::File::create(&tmp)?;
-        file.write_all(&serde_json::to_vec(value)?)?;
-        file.sync_all()?;
-        fs::rename(&tmp, path)
-    };
-    // On a full disk it may be there, and empty.
-    write().inspect_err(|_| fs::remove_file(&tmp).unwrap_or_default())
+    sys::files::replace_durably(path, &serde_json::to_vec(value)?)
 }
 
 fn folder(root: &Path, manifest: &Digest) -> PathBuf {
