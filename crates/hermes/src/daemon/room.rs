@@ -434,8 +434,10 @@ impl Daemon {
         state.has_changed = false;
         state.left_out.clear();
         drop(state);
+        // One that is closed only after this look is not removed by what follows.
+        let some_linger = self.has_lingering_layers()?;
         self.complete_all();
-        let is_done = !self.left_out_for(Shortage::Quota) || !self.has_lingering_layers()?;
+        let is_done = !self.left_out_for(Shortage::Quota) || !some_linger;
         self.room.lock().has_changed |= !is_done;
         Ok(is_done)
     }
