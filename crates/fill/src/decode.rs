@@ -96,6 +96,15 @@ impl Pool {
         self.lane(is_patient).push(job);
     }
 
+    /// Has spans made first that somebody waits for now, and that had come for nobody.
+    pub(crate) fn hurry(&self, layer: plan::LayerId, spans: &[u32]) {
+        let is_meant = |job: &Work| job.layer.id() == layer && spans.contains(&job.span.0);
+        for mut job in self.patient.take(is_meant) {
+            job.class = plan::Class::Demand;
+            self.urgent.push(job);
+        }
+    }
+
     pub(crate) fn close(&self) {
         self.urgent.close();
         self.patient.close();
@@ -114,6 +123,15 @@ impl Lane {
         queue.jobs.push(Ranked { rank, job });
         drop(queue);
         self.filled.notify_one();
+    }
+
+    /// Takes out the jobs that are meant.
+    fn take(&self, is_meant: impl Fn(&Work) -> bool) -> Vec<Work> {
+        let mut queue = self.queue.lock();
+        let all = std::mem::take(&mut queue.jobs).into_iter();
+        let (taken, left): (Vec<_>, Vec<_>) = all.partition(|ranked| is_meant(&ranked.job));
+        queue.jobs = left.into();
+        taken.into_iter().map(|ranked| ranked.job).collect()
     }
 
     fn close(&self) {
@@ -137,8 +155,7 @@ impl Lane {
 
 fn work(shared: &Weak<Shared>, is_patient: bool) {
     if is_patient {
-        // Of this thread alone. Nobody may be forbidden to be nicer.
-        rustix::process::setpriority_process(None, NICENESS).ok();
+        be_nice();
     }
     let mut buffers = Buffers::new();
     loop {
@@ -156,6 +173,12 @@ fn work(shared: &Weak<Shared>, is_patient: bool) {
         }
         shared.span_done(&job.layer, job.span, result);
     }
+}
+
+/// Leaves the processors to programs, as far as this thread goes.
+pub(crate) fn be_nice() {
+    // Of this thread alone. Nobody may be forbidden to be nicer.
+    rustix::process::setpriority_process(None, NICENESS).ok();
 }
 
 /// What making a span needs, to be used again for the next.

@@ -194,6 +194,7 @@ impl Engine {
         let id = LayerId(self.shared.next_layer.fetch_add(1, Ordering::Relaxed));
         let rules = self.shared.options.rules.clone();
         let layer = Arc::new(Layer::new(id, spec, rules, Arc::downgrade(&self.shared)));
+        self.shared.pace.lock().begin_anew();
         match layer.spec().order {
             Order::Any => self.shared.queue.lock().queue.add_layer(id, layer.layout()),
             Order::Stream { .. } => self.shared.passes.add(id),
@@ -293,6 +294,9 @@ impl Shared {
             wanted.queue.want(layer, *span, class);
         }
         drop(wanted);
+        if class == Class::Demand {
+            self.decode.hurry(layer, spans);
+        }
         self.work.notify_one();
     }
 
@@ -436,6 +440,9 @@ impl Shared {
 
     /// A transfer's connection is free again.
     pub(crate) fn transfer_ended(&self, job: &plan::Job) {
+        if job.class == Class::Background {
+            self.pace.lock().completed(job.bytes.end - job.bytes.start);
+        }
         let mut wanted = self.queue.lock();
         count(&mut wanted.in_flight, job, |count| count - 1, |bytes, less| bytes - less);
         drop(wanted);
@@ -568,6 +575,7 @@ fn count(
         }
         Class::Background => {
             in_flight.background = connections(in_flight.background);
+            in_flight.background_bytes = bytes(in_flight.background_bytes, size);
             in_flight.speculative_bytes = bytes(in_flight.speculative_bytes, size);
         }
     }

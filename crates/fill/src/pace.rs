@@ -19,12 +19,27 @@ pub(crate) struct Pace {
     /// The shortest times from a request to its first byte: of this period and of the one before.
     trips: [Option<Duration>; 2],
     period_since: Instant,
+    /// How much completion may have under way by now.
+    completion: u64,
 }
 
 impl Pace {
     pub(crate) fn new(now: Instant) -> Self {
         let (trips, period_since) = ([None; 2], now);
-        Self { rate: FIRST_RATE, since: now, bytes: 0, busy: true, trips, period_since }
+        let completion = FIRST_COMPLETION;
+        Self { rate: FIRST_RATE, since: now, bytes: 0, busy: true, trips, period_since, completion }
+    }
+
+    /// There is a new layer, of which a program may be about to start: its first reads are those that wait
+    /// longest, each for the one before, and over connections that have yet to gain speed. Completion
+    /// begins with little again.
+    pub(crate) fn begin_anew(&mut self) {
+        self.completion = FIRST_COMPLETION;
+    }
+
+    /// A request of completion has ended: twice as much may be under way next.
+    pub(crate) fn completed(&mut self, bytes: u64) {
+        self.completion = self.completion.saturating_add(bytes);
     }
 
     /// Counts bytes that have come while `in_flight` was under way.
@@ -97,10 +112,10 @@ impl Pace {
     /// `limits` for a link of this rate.
     pub(crate) fn limits(&self, limits: plan::Limits) -> plan::Limits {
         let idle_bytes = self.carries(self.trip() + IDLE).clamp(512 << 10, limits.idle_bytes);
-        let connections = u64::from(limits.background_connections.max(1));
         plan::Limits {
             idle_bytes,
-            background_bytes: (idle_bytes / connections).clamp(256 << 10, limits.background_bytes),
+            completion_bytes: self.completion.min(idle_bytes),
+            background_bytes: (idle_bytes / REQUESTS).clamp(512 << 10, limits.background_bytes),
             speculative_bytes: self
                 .carries(self.trip() + WAITING)
                 .clamp(256 << 10, limits.speculative_bytes.max(256 << 10)),
@@ -115,8 +130,15 @@ const FIRST_RATE: u64 = 60_000_000;
 /// How long is counted before the rate is looked at.
 const SAMPLE: Duration = Duration::from_millis(50);
 
+/// What nobody waits for is asked for in so many requests at a time: each costs a registry some
+/// milliseconds of a processor, whatever its length.
+const REQUESTS: u64 = 3;
+
+/// What completion begins with, in compressed bytes.
+const FIRST_COMPLETION: u64 = 1 << 20;
+
 /// How long a reader who comes may be held up by what nobody waits for.
-const IDLE: Duration = Duration::from_millis(40);
+const IDLE: Duration = Duration::from_millis(150);
 
 /// How long the link may be busy with a single guess.
 const GUESS: Duration = Duration::from_millis(100);
@@ -131,7 +153,7 @@ const SOON: Duration = Duration::from_secs(5);
 const QUIET: Duration = Duration::from_millis(500);
 
 /// The same for the next one, while a reader waits.
-const WAITING: Duration = Duration::from_millis(15);
+const WAITING: Duration = Duration::from_millis(60);
 
 /// The round trip until one was measured.
 const FIRST_TRIP: Duration = Duration::from_millis(20);
@@ -178,18 +200,32 @@ mod tests {
     #[test]
     fn a_slow_link_is_kept_free() {
         let limits = after_a_second_at(12_500_000);
-        assert_eq!(limits.idle_bytes, 750_000);
+        assert_eq!(limits.idle_bytes, 2_125_000);
         assert_eq!(pace_after_a_second_at(12_500_000).reach(), 3_750_000);
-        assert_eq!(limits.background_bytes, 256 << 10);
-        assert_eq!(limits.speculative_bytes, 437_500);
+        assert_eq!(limits.background_bytes, 2_125_000 / 3);
+        assert_eq!(limits.speculative_bytes, 1_000_000);
     }
 
     #[test]
     fn a_fast_link_is_kept_full() {
         let limits = after_a_second_at(125_000_000);
-        assert_eq!(limits.idle_bytes, 7_500_000);
-        assert_eq!(limits.background_bytes, 7_500_000 / 4);
-        assert_eq!(limits.speculative_bytes, 4_375_000);
+        assert_eq!(limits.idle_bytes, 21_250_000);
+        assert_eq!(limits.background_bytes, 21_250_000 / 3);
+        assert_eq!(limits.speculative_bytes, 8 << 20);
+    }
+
+    #[test]
+    fn completion_gains_speed_and_begins_anew_with_a_new_layer() {
+        let mut pace = pace_after_a_second_at(125_000_000);
+        let mut allowed = || {
+            let most = pace.limits(plan::Limits::default()).completion_bytes;
+            pace.completed(most);
+            most
+        };
+        let first: Vec<u64> = (0..6).map(|_| allowed()).collect();
+        assert_eq!(first, [1 << 20, 2 << 20, 4 << 20, 8 << 20, 16 << 20, 21_250_000]);
+        pace.begin_anew();
+        assert_eq!(pace.limits(plan::Limits::default()).completion_bytes, 1 << 20);
     }
 
     #[test]

@@ -10,6 +10,7 @@ use std::time::Duration;
 use oci::Hasher;
 use ztoc::{Limits, TarScanner};
 
+use crate::decode;
 use crate::engine::Shared;
 use crate::layer::Layer;
 
@@ -36,6 +37,7 @@ pub(crate) fn start(layers: mpsc::Receiver<Arc<Layer>>, shared: &Arc<Shared>) ->
 }
 
 fn work(layers: &mpsc::Receiver<Arc<Layer>>, shared: &Weak<Shared>) {
+    decode::be_nice();
     while let Ok(layer) = layers.recv() {
         let Some(shared) = shared.upgrade() else { return };
         let result = prove(&layer, &shared);
@@ -137,7 +139,7 @@ fn first_difference(index: &[ztoc::TocEntry], tar: &[ztoc::TocEntry]) -> Option<
 const PIECE: usize = 1 << 20;
 
 /// For how long nobody must have waited.
-const QUIET: Duration = Duration::from_millis(200);
+const QUIET: Duration = Duration::from_secs(1);
 
 /// Zero blocks of 512 bytes that are tried after the end of an archive.
 const MOST_PADDING: u64 = 128;

@@ -36,6 +36,8 @@ pub struct InFlight {
     pub demand_bytes: u64,
     /// Compressed bytes that are still to come for the two other classes.
     pub speculative_bytes: u64,
+    /// Those of them that are for [`Class::Background`].
+    pub background_bytes: u64,
 }
 
 /// The bounds of what may be fetched at once.
@@ -54,6 +56,8 @@ pub struct Limits {
     /// While no reader waits: so many compressed bytes may be in flight. A reader who comes then has
     /// to wait for what is on the link already.
     pub idle_bytes: u64,
+    /// So many compressed bytes may be in flight for [`Class::Background`], if more than one request is.
+    pub completion_bytes: u64,
     /// The longest run of unwanted compressed bytes that is fetched to save a request.
     pub max_gap: u64,
     /// While a reader waits: the largest share of the bytes in flight that nobody waits for, in
@@ -66,7 +70,7 @@ pub struct Limits {
 
 impl Default for Limits {
     /// 16 connections of which 4 are kept for demand and 8 are for background work at most;
-    /// requests of 4 MiB and 8 MiB, 32 MiB of them while nobody waits; gaps of 256 KiB; half of the bytes
+    /// requests of 4 MiB and 8 MiB, 32 MiB of them while nobody waits, all for completion if need be; gaps of 256 KiB; half of the bytes
     /// for speculation, but 8 MiB in any case.
     fn default() -> Self {
         Self {
@@ -76,6 +80,7 @@ impl Default for Limits {
             demand_bytes: 4 << 20,
             background_bytes: 8 << 20,
             idle_bytes: 32 << 20,
+            completion_bytes: 32 << 20,
             max_gap: 256 << 10,
             speculative_percent: 50,
             speculative_bytes: 8 << 20,
@@ -250,20 +255,16 @@ impl Queue {
         }
         let max_bytes = match class {
             Class::Demand => limits.demand_bytes,
-            _ if now.demand_bytes > 0 => limits.background_bytes.min(speculative_room(now, limits)),
-            // Whatever a span's length, one is always under way.
-            _ if now.speculative_bytes == 0 => limits.background_bytes,
-            _ => {
-                limits.background_bytes.min(limits.idle_bytes.saturating_sub(now.speculative_bytes))
-            }
+            Class::ReadAhead => speculative_room(now, limits),
+            Class::Background => completion_room(now, limits)?,
         };
         let layer = self.layers.get_mut(&id)?;
         let fetch = layer.assemble(seed, class, max_bytes, limits.max_gap);
-        // One span may be longer than a request, but not than what is left for speculation.
-        if max_bytes < fetch.byte_len()
-            && max_bytes < limits.background_bytes
-            && class != Class::Demand
-        {
+        // One span may be longer than a request, but not than what is left for speculation. Whatever its
+        // length, one is always under way while nobody waits.
+        let is_idle = now.demand_bytes == 0 && now.speculative_bytes == 0;
+        let is_cut = class != Class::Demand && max_bytes < limits.background_bytes;
+        if is_cut && max_bytes < fetch.byte_len() && !is_idle {
             return None;
         }
         for span in fetch.spans.clone() {
@@ -385,8 +386,27 @@ fn has_connection(class: Class, now: &InFlight, limits: &Limits) -> bool {
     }
 }
 
-/// How many more bytes that nobody waits for may be in flight while a reader waits.
+/// How long the next request for background work may be. A request costs a registry some milliseconds
+/// whatever its length: this work has the time to wait until there is room for a long one.
+fn completion_room(now: &InFlight, limits: &Limits) -> Option<u64> {
+    let room = limits.completion_bytes.saturating_sub(now.background_bytes);
+    let room = room.min(speculative_room(now, limits));
+    let worth_it = limits.background_bytes.min(limits.completion_bytes) / 2;
+    (now.background_bytes == 0 || room >= worth_it).then_some(room)
+}
+
+/// How long the next request may be for which nobody waits.
 fn speculative_room(now: &InFlight, limits: &Limits) -> u64 {
+    let room = match (now.demand_bytes, now.speculative_bytes) {
+        (0, 0) => u64::MAX,
+        (0, under_way) => limits.idle_bytes.saturating_sub(under_way),
+        _ => speculative_share(now, limits),
+    };
+    room.min(limits.background_bytes)
+}
+
+/// How many more bytes that nobody waits for may be in flight while a reader waits.
+fn speculative_share(now: &InFlight, limits: &Limits) -> u64 {
     let percent = u64::from(limits.speculative_percent.min(100));
     // s / (s + d) <= p / 100, solved for s.
     let share = match 100 - percent {

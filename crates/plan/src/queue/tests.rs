@@ -14,13 +14,20 @@ const LIMITS: Limits = Limits {
     demand_bytes: 300,
     background_bytes: 500,
     idle_bytes: u64::MAX,
+    completion_bytes: u64::MAX,
     max_gap: 0,
     speculative_percent: 50,
     speculative_bytes: 0,
 };
 
-const IDLE: InFlight =
-    InFlight { demand: 0, read_ahead: 0, background: 0, demand_bytes: 0, speculative_bytes: 0 };
+const IDLE: InFlight = InFlight {
+    demand: 0,
+    read_ahead: 0,
+    background: 0,
+    demand_bytes: 0,
+    speculative_bytes: 0,
+    background_bytes: 0,
+};
 
 /// A queue with layer 0 of ten spans and layer 1 of five, 100 compressed bytes each.
 fn queue(wanted: &[(u32, u32, Class)]) -> Queue {
@@ -256,6 +263,24 @@ fn speculation_is_cut_to_its_share_and_has_a_floor() {
 }
 
 #[test]
+fn completion_begins_with_little_and_asks_for_much_at_a_time() {
+    let all: Vec<_> = (0..10).map(|span| (0, span, Background)).collect();
+    let check = |completion_bytes, background_bytes, expected| {
+        let now = InFlight { background_bytes, speculative_bytes: background_bytes, ..IDLE };
+        let limits = Limits { completion_bytes, ..LIMITS };
+        let found = queue(&all).next(&now, &limits).map(|job| job.spans);
+        assert_eq!(found, expected, "{completion_bytes} with {background_bytes} under way");
+    };
+    check(200, 0, Some(0..2));
+    check(50, 0, Some(0..1));
+    check(200, 100, Some(0..1));
+    check(200, 101, None);
+    check(1000, 500, Some(0..5));
+    check(1000, 750, Some(0..2));
+    check(1000, 751, None);
+}
+
+#[test]
 fn while_nobody_waits_the_link_is_kept_free_for_who_comes() {
     let all: Vec<_> = (0..10).map(|span| (0, span, Background)).collect();
     let next = |speculative_bytes| {
@@ -350,7 +375,10 @@ impl Model {
                     now.demand_bytes += bytes;
                 }
                 ReadAhead => now.read_ahead += 1,
-                Background => now.background += 1,
+                Background => {
+                    now.background += 1;
+                    now.background_bytes += bytes;
+                }
             }
             if job.class != Demand {
                 now.speculative_bytes += bytes;
