@@ -250,7 +250,7 @@ async fn fetch_ztoc(
     ztoc: RemoteZtoc,
     layer_size: u64,
 ) -> (usize, RemoteZtoc, Result<Bytes, OriginError>) {
-    let fetched = origin.blob(&ztoc.digest, ztoc.size.min(MAX_ZTOC)).await;
+    let fetched = origin.sized_blob(&ztoc.digest, ztoc.size.min(MAX_ZTOC)).await;
     let bytes = match (fetched, ztoc.plain_size) {
         (Ok(bytes), Some(plain_size)) => {
             // A frame of a few bytes can claim anything.

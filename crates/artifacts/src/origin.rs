@@ -354,6 +354,24 @@ impl Origin {
                 local.blob(digest, limit).map_err(|source| self.local_error(source))?
             }
         };
+        self.checked(digest, bytes)
+    }
+
+    /// As [`blob`](Self::blob), for a blob of `size` bytes.
+    ///
+    /// # Errors
+    /// As for [`blob`](Self::blob).
+    pub async fn sized_blob(&self, digest: &Digest, size: u64) -> Result<Bytes, OriginError> {
+        match &self.place {
+            Place::Registry(repository) => {
+                let answer = repository.sized_blob(digest, size).await;
+                self.checked(digest, answer.map_err(|source| self.registry_error(source))?)
+            }
+            Place::Local(_) => self.blob(digest, size).await,
+        }
+    }
+
+    fn checked(&self, digest: &Digest, bytes: Bytes) -> Result<Bytes, OriginError> {
         let found = Digest::of(&bytes);
         if found != *digest {
             return Err(OriginError::WrongDigest {

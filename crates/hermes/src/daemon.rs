@@ -16,7 +16,7 @@ use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use artifacts::{FoundManifest, Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes};
@@ -77,6 +77,7 @@ type Progress<'a> = &'a (dyn Fn(&str, u64, u64) + Sync);
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Result<()> {
     let systemd = service::store(&arguments.service)?;
+    crate::registries::get_ready().context("starting a thread")?;
     fs::create_dir_all(&common.root)
         .with_context(|| format!("making {}", common.root.display()))?;
     let root = fs::canonicalize(&common.root)?;
@@ -441,21 +442,35 @@ impl Daemon {
         request: &MountRequest,
         progress: Progress<'_>,
     ) -> Result<MountReport> {
+        let begin = Instant::now();
         let name = request.image.parse()?;
         let origin = Origin::open(&name, &self.client(&request.access))?;
         progress("resolving", 0, 0);
         let platform = platform(request.platform.as_deref())?;
-        let names::Resolved { found, warning } =
-            Box::pin(names::resolve(&self.root, &origin, &platform)).await?;
+        let resolving = async {
+            let mut resolving = std::pin::pin!(names::resolve(&self.root, &origin, &platform));
+            tokio::select! {
+                biased;
+                resolved = &mut resolving => resolved,
+                // While the registry thinks about the first question.
+                () = origin.warm_up() => resolving.await,
+            }
+        };
+        let resolved = Box::pin(resolving).await;
+        let names::Resolved { found, warning } = resolved?;
+        let resolved = begin.elapsed();
         let _kept = self.keep(&found);
         let loaded = self.prepare(&origin, found, &platform, request, progress).await?;
         if request.tuning.complete {
             loaded.record.keep_completing(&self.root).context("writing down the image")?;
             loaded.is_completed.store(true, Ordering::Relaxed);
         }
+        let prepared = begin.elapsed();
         let (dir, backend) = (request.dir.clone(), request.backend);
         let to_mount = loaded.to_mount(&self.root);
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
+        let mounted = begin.elapsed();
+        tracing::info!(image = %request.image, ?resolved, ?prepared, ?mounted, "image mounted");
         self.prefetch_program(&loaded, request);
         self.make_room_for(&loaded);
         self.complete(&loaded);
@@ -480,16 +495,13 @@ impl Daemon {
                 return Ok(Arc::clone(known));
             }
             let FoundManifest { descriptor, manifest: document, config: _ } = &manifest;
-            let mut needed = Box::pin(async {
+            let needed = async {
                 tokio::join!(
                     origin.configure(manifest.clone(), platform),
                     find_indexes(origin, (descriptor, document), &self.indexes),
                 )
-            });
-            let (image, found) = tokio::select! {
-                needed = &mut needed => needed,
-                () = origin.warm_up() => needed.await,
             };
+            let (image, found) = Box::pin(needed).await;
             let (image, found) = (image?, found?);
             let reason = reason.get_or_insert(found.reason);
             let layers = image.layers.iter().zip(&found.layers);

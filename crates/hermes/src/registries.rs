@@ -28,6 +28,19 @@ pub(crate) fn client(access: &Access) -> Client {
     Client::new(ClientOptions { hosts_dirs, credentials, ..ClientOptions::default() })
 }
 
+/// Does what the first TLS connection of a process would otherwise wait for, in a thread of its own:
+/// gathers randomness, and has the authorities in memory that this machine trusts.
+pub(crate) fn get_ready() -> std::io::Result<()> {
+    let get_ready = || {
+        if let Some(provider) = rustls::crypto::CryptoProvider::get_default() {
+            // Whoever needs some gets the error.
+            provider.secure_random.fill(&mut [0]).ok();
+        }
+        Client::new(ClientOptions::default()).read_authorities();
+    };
+    std::thread::Builder::new().name("tls".to_owned()).spawn(get_ready).map(drop)
+}
+
 fn home() -> Option<PathBuf> {
     std::env::home_dir()
 }

@@ -4,8 +4,8 @@ use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
-use bytes::Bytes;
-use futures_util::future::join_all;
+use bytes::{Bytes, BytesMut};
+use futures_util::future::{join_all, try_join_all};
 use oci::media_type::MANIFEST_TYPES;
 use oci::{Descriptor, Digest, Reference};
 use reqwest::header::{ACCEPT, HeaderMap, HeaderName};
@@ -16,7 +16,7 @@ use crate::error::public;
 use crate::hosts::LoadHostsError;
 use crate::retry::random;
 use crate::transport::{Answer, Call, Exchange, Server, content_length, content_type};
-use crate::{BlobStream, Capability, Client, FetchError, blob_stream};
+use crate::{BlobStream, Capability, Client, FetchError, Source, blob_stream};
 
 /// A handle to one repository. Cheap to make and to clone.
 ///
@@ -85,6 +85,52 @@ impl Repository {
             self.exchange(&server).blob(digest, max).await
         })
         .await
+    }
+
+    /// As [`blob`](Self::blob), for a blob of which the size is known. One of some length comes in parts over
+    /// several connections: fresh ones carry little in their first round trips.
+    ///
+    /// # Errors
+    /// As for [`blob`](Self::blob).
+    pub async fn sized_blob(&self, digest: &Digest, size: u64) -> Result<Bytes, FetchError> {
+        let parts = parts_of(size);
+        if parts.len() > 1 && self.supports_ranges() {
+            match self.blob_in_parts(digest, parts).await {
+                Ok(bytes) => return Ok(bytes),
+                // The plain way meets the same, and knows what to do about it.
+                Err(error) => tracing::debug!(%digest, %error, "a blob did not come in parts"),
+            }
+        }
+        self.blob(digest, size).await
+    }
+
+    async fn blob_in_parts(
+        &self,
+        digest: &Digest,
+        parts: Vec<Range<u64>>,
+    ) -> Result<Bytes, FetchError> {
+        let fetch = |part: Range<u64>| async move {
+            let mut stream = self.blob_stream(digest, part).await?;
+            let source = stream.source();
+            let mut pieces = Vec::new();
+            while let Some(piece) = stream.next().await? {
+                pieces.push(piece);
+            }
+            Ok((pieces, source))
+        };
+        let parts: Vec<(Vec<Bytes>, _)> = try_join_all(parts.into_iter().map(fetch)).await?;
+        let mut bytes = BytesMut::new();
+        parts
+            .iter()
+            .flat_map(|(pieces, _)| pieces)
+            .for_each(|piece| bytes.extend_from_slice(piece));
+        let found = Digest::of(&bytes);
+        if found != *digest {
+            let source = parts.first().and_then(|(_, source)| source.as_ref());
+            let url = source.map(Source::shown_url).unwrap_or_default();
+            return Err(FetchError::WrongDigest { url, expected: *digest, found });
+        }
+        Ok(bytes.freeze())
     }
 
     /// Starts to download a range of a blob, asking each server at most once.
@@ -207,6 +253,14 @@ impl Repository {
     }
 }
 
+/// How a blob of `size` bytes is divided among connections. A long one is not: its connection has the time
+/// to gain speed, and a server that ignores ranges would send all of it for each.
+fn parts_of(size: u64) -> Vec<Range<u64>> {
+    let count = if size > LONGEST_IN_PARTS { 1 } else { size.div_ceil(PART).clamp(1, MOST_PARTS) };
+    let length = size.div_ceil(count);
+    (0..count).map(|part| part * length..((part + 1) * length).min(size)).collect()
+}
+
 /// The failure of several servers.
 struct Verdict {
     error: FetchError,
@@ -324,6 +378,11 @@ fn own_media_type(bytes: &[u8]) -> Option<String> {
 
 pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName =
     HeaderName::from_static("docker-content-digest");
+/// What a fresh connection carries in two round trips, in bytes.
+const PART: u64 = 40 << 10;
+const MOST_PARTS: u64 = 4;
+const LONGEST_IN_PARTS: u64 = 8 << 20;
+
 /// What distribution's own limit grants, doubled.
 pub(crate) const MAX_MANIFEST: u64 = 8 << 20;
 
@@ -344,6 +403,22 @@ mod tests {
         let verdict = verdicts.reduce(Verdict::merged).unwrap();
         let expected = error(expected);
         assert_eq!(verdict.error.to_string(), expected.to_string(), "{errors:?}");
+    }
+
+    #[test]
+    fn parts_are_the_whole() {
+        let check = |size, expected: &[u64]| {
+            let parts = parts_of(size);
+            let ends: Vec<u64> = parts.iter().map(|part| part.end).collect();
+            assert_eq!(ends, expected, "{size}");
+            assert!(parts.first().is_some_and(|part| part.start == 0));
+            assert!(parts.windows(2).all(|two| two[0].end == two[1].start));
+        };
+        check(0, &[0]);
+        check(40_960, &[40_960]);
+        check(40_961, &[20_481, 40_961]);
+        check(1_000_001, &[250_001, 500_002, 750_003, 1_000_001]);
+        check(100 << 20, &[100 << 20]);
     }
 
     #[test]

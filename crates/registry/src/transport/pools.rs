@@ -18,7 +18,7 @@ use crate::redirect::is_loopback;
 pub(crate) struct Pools(Mutex<HashMap<PoolKey, (Instant, reqwest::Client)>>);
 
 /// What makes connections differ.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Hash)]
 struct PoolKey {
     skip_verify: bool,
     ca: Vec<PathBuf>,
@@ -27,6 +27,15 @@ struct PoolKey {
 }
 
 impl Pools {
+    /// Makes the client for hosts of which nothing in particular is known.
+    pub(crate) fn fill(&self, options: &ClientOptions) {
+        let key = PoolKey::default();
+        if let Ok(client) = build(&key, options) {
+            let built = (Instant::now(), client);
+            self.0.lock().entry(key).or_insert(built);
+        }
+    }
+
     /// The client for requests to `host` itself, or to where it sends us (`own` is false).
     ///
     /// There the host's authorities are trusted as well, since a private registry's storage has

@@ -47,6 +47,40 @@ async fn whether_ranges_are_given_is_learned_and_learned_anew() {
 }
 
 #[tokio::test]
+async fn a_blob_of_known_size_is_whole_however_it_is_served() {
+    for fault in [None, Some(Fault::IgnoreRange), Some(Fault::Truncate { after: 50_000 })] {
+        let registry = start();
+        let blob = registry.put_blob(content(LEN));
+        if let Some(fault) = fault {
+            registry.faults().inject(Scope::Blob(blob), Times::Next(1), fault);
+        }
+        let repository = repository(&registry);
+        let bytes = repository.sized_blob(&blob, LEN as u64).await.unwrap();
+        assert!(bytes == content(LEN), "{fault:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_blob_comes_in_parts_which_are_checked_together() {
+    let registry = start();
+    let blob = registry.put_blob(content(LEN));
+    let repository = repository(&registry);
+    repository.sized_blob(&blob, LEN as u64).await.unwrap();
+    assert_eq!((registry.requests().len(), registry.bytes_sent()), (4, LEN as u64));
+
+    let lies = registry.faults().flip_byte(blob, 200_000, Times::Always);
+    let err = repository.sized_blob(&blob, LEN as u64).await.unwrap_err();
+    assert!(matches!(err, FetchError::WrongDigest { .. }), "{err}");
+    registry.faults().remove(lies);
+
+    // An index may be wrong about the size.
+    let err = repository.sized_blob(&blob, LEN as u64 - 1).await.unwrap_err();
+    assert!(matches!(err, FetchError::TooLarge { .. }), "{err}");
+    let bytes = repository.sized_blob(&blob, 2 * LEN as u64).await.unwrap();
+    assert!(bytes == content(LEN));
+}
+
+#[tokio::test]
 async fn only_the_range_is_sent() {
     let registry = start();
     let blob = registry.put_blob(content(LEN));
