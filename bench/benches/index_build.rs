@@ -34,7 +34,8 @@ fn main() -> Result<()> {
     let stage = Stage::prepare(&layers, &layer)?;
     let mut figures = Figures::new();
     let mut built = 0.0;
-    for run in 0..=runs {
+    stage.read_all()?;
+    for _ in 0..runs {
         for tool in ALL {
             stage.clean(tool)?;
             let begin = Instant::now();
@@ -43,10 +44,7 @@ fn main() -> Result<()> {
             if tool == HERMES {
                 built = stage.ztoc_bytes()?;
             }
-            // The first time, files are not in memory yet.
-            if run > 0 {
-                figures.push(tool, &layer, seconds, &usage);
-            }
+            figures.push(tool, &layer, seconds, &usage);
         }
     }
     let mut report = Report::new("index_build", runs);
@@ -91,6 +89,14 @@ impl Stage {
         ))
         .with_context(|| format!("importing {}", layer.path.display()))?;
         Ok(Self { node, _containerd: containerd, _layout: layout })
+    }
+
+    /// Has the layer in memory wherever a tool reads it: disks are not what is compared.
+    fn read_all(&self) -> Result<()> {
+        let content = "/var/lib/containerd/io.containerd.content.v1.content/blobs";
+        self.node
+            .bash(&format!("find {LAYOUT}/blobs {content} -type f -exec cat {{}} + >/dev/null"))?;
+        Ok(())
     }
 
     /// Removes what the tool has made before.
