@@ -345,16 +345,13 @@ impl Origin {
     /// # Errors
     /// When it is not there, too large, or has another content.
     pub async fn blob(&self, digest: &Digest, limit: u64) -> Result<Bytes, OriginError> {
-        let bytes = match &self.place {
-            Place::Registry(repository) => repository
-                .blob(digest, limit)
-                .await
-                .map_err(|source| self.registry_error(source))?,
-            Place::Local(local) => {
-                local.blob(digest, limit).map_err(|source| self.local_error(source))?
+        match &self.place {
+            Place::Registry(repository) => {
+                let answer = repository.blob(digest, limit).await;
+                answer.map_err(|source| self.registry_error(source))
             }
-        };
-        self.checked(digest, bytes)
+            Place::Local(local) => self.local_blob(local, digest, limit),
+        }
     }
 
     /// As [`blob`](Self::blob), for a blob of `size` bytes.
@@ -365,13 +362,15 @@ impl Origin {
         match &self.place {
             Place::Registry(repository) => {
                 let answer = repository.sized_blob(digest, size).await;
-                self.checked(digest, answer.map_err(|source| self.registry_error(source))?)
+                answer.map_err(|source| self.registry_error(source))
             }
-            Place::Local(_) => self.blob(digest, size).await,
+            Place::Local(local) => self.local_blob(local, digest, size),
         }
     }
 
-    fn checked(&self, digest: &Digest, bytes: Bytes) -> Result<Bytes, OriginError> {
+    /// What lies on disk is checked here, what comes from a registry by its client.
+    fn local_blob(&self, local: &Local, digest: &Digest, limit: u64) -> Result<Bytes, OriginError> {
+        let bytes = local.blob(digest, limit).map_err(|source| self.local_error(source))?;
         let found = Digest::of(&bytes);
         if found != *digest {
             return Err(OriginError::WrongDigest {

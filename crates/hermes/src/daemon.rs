@@ -456,8 +456,7 @@ impl Daemon {
                 () = origin.warm_up() => resolving.await,
             }
         };
-        let resolved = Box::pin(resolving).await;
-        let names::Resolved { found, warning } = resolved?;
+        let names::Resolved { found, warning } = Box::pin(resolving).await?;
         let resolved = begin.elapsed();
         let _kept = self.keep(&found);
         let loaded = self.prepare(&origin, found, &platform, request, progress).await?;

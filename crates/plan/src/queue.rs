@@ -70,8 +70,8 @@ pub struct Limits {
 
 impl Default for Limits {
     /// 16 connections of which 4 are kept for demand and 8 are for background work at most;
-    /// requests of 4 MiB and 8 MiB, 32 MiB of them while nobody waits, all for completion if need be; gaps of 256 KiB; half of the bytes
-    /// for speculation, but 8 MiB in any case.
+    /// requests of 4 MiB and 8 MiB, 32 MiB of them while nobody waits, all for completion if need be;
+    /// gaps of 256 KiB; half of the bytes for speculation, but 8 MiB in any case.
     fn default() -> Self {
         Self {
             max_connections: 16,

@@ -134,10 +134,6 @@ impl Source {
         self.failed(&FetchError::WrongDigest { url: public(&self.url), expected, found });
     }
 
-    pub(crate) fn shown_url(&self) -> String {
-        public(&self.url)
-    }
-
     fn failed(&self, error: &FetchError) {
         self.server.failed(error, self.client.shared.options.rest);
         self.client.identity.redirects.forget(&self.key, &self.url);

@@ -102,12 +102,6 @@ impl Client {
         Self { shared: Arc::new(shared), identity }
     }
 
-    /// Reads the authorities that this machine trusts, as the first request would. A first time may wait
-    /// for the disk; trouble is left to who needs them.
-    pub fn read_authorities(&self) {
-        self.shared.pools.fill(&self.shared.options);
-    }
-
     /// The same client for somebody else: connections are shared, tokens are not.
     #[must_use]
     pub fn with_credentials(&self, credentials: Arc<dyn CredentialSource>) -> Self {

@@ -37,3 +37,4 @@ pub use push::BlobBody;
 pub use repository::Repository;
 pub use retry::RetryPolicy;
 pub use secret::Secret;
+pub use transport::read_authorities;

@@ -24,6 +24,7 @@ mod pools;
 mod server;
 
 pub(crate) use pools::Pools;
+pub use pools::read_authorities;
 pub(crate) use server::Server;
 
 /// The dealings with one server about one repository.

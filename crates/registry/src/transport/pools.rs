@@ -27,15 +27,6 @@ struct PoolKey {
 }
 
 impl Pools {
-    /// Makes the client for hosts of which nothing in particular is known.
-    pub(crate) fn fill(&self, options: &ClientOptions) {
-        let key = PoolKey::default();
-        if let Ok(client) = build(&key, options) {
-            let built = (Instant::now(), client);
-            self.0.lock().entry(key).or_insert(built);
-        }
-    }
-
     /// The client for requests to `host` itself, or to where it sends us (`own` is false).
     ///
     /// There the host's authorities are trusted as well, since a private registry's storage has
@@ -75,6 +66,12 @@ impl Pools {
             },
         }
     }
+}
+
+/// Reads the certificates of the authorities that this machine trusts, as a client's first request does, so
+/// that this need not wait for the disk. Trouble is left to who needs them.
+pub fn read_authorities() {
+    build(&PoolKey::default(), &ClientOptions::default()).ok();
 }
 
 fn build(key: &PoolKey, options: &ClientOptions) -> Result<reqwest::Client, LoadHostsError> {
