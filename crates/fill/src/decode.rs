@@ -1,6 +1,5 @@
 //! The threads that turn compressed spans into bytes of the layer's file.
 
-use std::collections::BinaryHeap;
 use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Weak};
 use std::thread;
@@ -8,12 +7,12 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use oci::Digest;
-use parking_lot::{Condvar, Mutex};
 use tokio::sync::OwnedSemaphorePermit;
 use ztoc::{SpanDecoder, SpanId};
 
 use crate::engine::Shared;
 use crate::error::SpanFault;
+use crate::lane::Lane;
 use crate::layer::{Layer, MOST_TAIL};
 use crate::source::Sender;
 
@@ -31,50 +30,14 @@ pub(crate) struct Work {
     pub(crate) _memory: Option<OwnedSemaphorePermit>,
 }
 
-/// Waiting jobs: the most urgent first, and among those the oldest.
-struct Ranked {
-    rank: (std::cmp::Reverse<plan::Class>, std::cmp::Reverse<u64>),
-    job: Work,
-}
-
-impl PartialEq for Ranked {
-    fn eq(&self, other: &Self) -> bool {
-        self.rank == other.rank
-    }
-}
-impl Eq for Ranked {}
-impl PartialOrd for Ranked {
-    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
-        Some(self.cmp(other))
-    }
-}
-impl Ord for Ranked {
-    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.rank.cmp(&other.rank)
-    }
-}
-
-#[derive(Default)]
-struct Queue {
-    jobs: BinaryHeap<Ranked>,
-    pushed: u64,
-    closed: bool,
-}
-
 /// The pool; its threads end when it is closed.
 #[derive(Default)]
 pub(crate) struct Pool {
     /// Spans that somebody reads, or soon will.
-    urgent: Lane,
+    urgent: Lane<Work>,
     /// Spans that make a layer whole. Their threads get what the programs of the machine leave of its
     /// processors: a program that starts reads little and computes much.
-    patient: Lane,
-}
-
-#[derive(Default)]
-struct Lane {
-    queue: Mutex<Queue>,
-    filled: Condvar,
+    patient: Lane<Work>,
 }
 
 impl Pool {
@@ -93,15 +56,14 @@ impl Pool {
     pub(crate) fn push(&self, job: Work) {
         // One that was fetched for nobody may be awaited by now.
         let is_patient = job.class == plan::Class::Background && !job.layer.is_awaited(job.span.0);
-        self.lane(is_patient).push(job);
+        self.lane(is_patient).push(job.class, job);
     }
 
     /// Has spans made first that somebody waits for now, and that had come for nobody.
     pub(crate) fn hurry(&self, layer: plan::LayerId, spans: &[u32]) {
         let is_meant = |job: &Work| job.layer.id() == layer && spans.contains(&job.span.0);
-        for mut job in self.patient.take(is_meant) {
-            job.class = plan::Class::Demand;
-            self.urgent.push(job);
+        for job in self.patient.take(is_meant) {
+            self.urgent.push(plan::Class::Demand, job);
         }
     }
 
@@ -110,46 +72,8 @@ impl Pool {
         self.patient.close();
     }
 
-    const fn lane(&self, is_patient: bool) -> &Lane {
+    const fn lane(&self, is_patient: bool) -> &Lane<Work> {
         if is_patient { &self.patient } else { &self.urgent }
-    }
-}
-
-impl Lane {
-    fn push(&self, job: Work) {
-        let mut queue = self.queue.lock();
-        queue.pushed += 1;
-        let rank = (std::cmp::Reverse(job.class), std::cmp::Reverse(queue.pushed));
-        queue.jobs.push(Ranked { rank, job });
-        drop(queue);
-        self.filled.notify_one();
-    }
-
-    /// Takes out the jobs that are meant.
-    fn take(&self, is_meant: impl Fn(&Work) -> bool) -> Vec<Work> {
-        let mut queue = self.queue.lock();
-        let all = std::mem::take(&mut queue.jobs).into_iter();
-        let (taken, left): (Vec<_>, Vec<_>) = all.partition(|ranked| is_meant(&ranked.job));
-        queue.jobs = left.into();
-        taken.into_iter().map(|ranked| ranked.job).collect()
-    }
-
-    fn close(&self) {
-        self.queue.lock().closed = true;
-        self.filled.notify_all();
-    }
-
-    fn pop(&self) -> Option<Work> {
-        let mut queue = self.queue.lock();
-        loop {
-            if queue.closed {
-                return None;
-            }
-            if let Some(ranked) = queue.jobs.pop() {
-                return Some(ranked.job);
-            }
-            self.filled.wait(&mut queue);
-        }
     }
 }
 

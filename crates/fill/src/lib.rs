@@ -11,6 +11,7 @@ mod error;
 mod gates;
 mod hint;
 mod in_order;
+mod lane;
 mod layer;
 mod pace;
 mod room;
