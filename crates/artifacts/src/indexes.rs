@@ -1,6 +1,7 @@
 //! The index of an image: looked for here, then where the image lies.
 
 use std::io::{self, Read};
+use std::ops::Range;
 
 use bytes::Bytes;
 use causes::in_full;
@@ -21,6 +22,15 @@ pub struct FoundIndexes {
     pub layers: Vec<Option<StoredIndex>>,
     /// In a sentence for the user: where they came from, or why there are none.
     pub reason: String,
+    /// What a remote index says of the start of the image's own command, if one was asked for: the place of
+    /// a layer, and a range of its tar in bytes. Nobody has checked it.
+    pub start: Vec<(usize, Range<u64>)>,
+}
+
+impl FoundIndexes {
+    const fn without_start(layers: Vec<Option<StoredIndex>>, reason: String) -> Self {
+        Self { layers, reason, start: Vec::new() }
+    }
 }
 
 /// Finds an index for each layer of the image with this manifest: in the store, then by the manifest's
@@ -44,24 +54,22 @@ pub async fn find_indexes(
         layers.push(stored);
     }
     if layers.iter().all(Option::is_some) {
-        return Ok(FoundIndexes {
-            layers,
-            reason: "an index of every layer is on this machine".to_owned(),
-        });
+        let reason = "an index of every layer is on this machine".to_owned();
+        return Ok(FoundIndexes::without_start(layers, reason));
     }
     let remote = match remote_index(origin, descriptor, manifest).await {
         Ok(Some(found)) => found,
         Ok(None) => {
             let reason = "no index in the registry: neither annotation nor referrer".to_owned();
-            return Ok(FoundIndexes { layers, reason });
+            return Ok(FoundIndexes::without_start(layers, reason));
         }
         Err(err) => {
             let reason = format!("the registry's index cannot be used: {}", in_full(&err));
-            return Ok(FoundIndexes { layers, reason });
+            return Ok(FoundIndexes::without_start(layers, reason));
         }
     };
     let reason = fetch_ztocs(origin, manifest, store, (&remote, room), &mut layers).await?;
-    Ok(FoundIndexes { layers, reason })
+    Ok(FoundIndexes { start: remote.start(manifest), layers, reason })
 }
 
 /// An index that lies beside an image.
@@ -172,6 +180,15 @@ impl RemoteIndex {
         }
     }
 
+    fn start(&self, manifest: &Manifest) -> Vec<(usize, Range<u64>)> {
+        let Self::Hermes(index) = self else { return Vec::new() };
+        let of_layer = |(place, layer): (usize, &Descriptor)| {
+            let ranges = index.entry(&layer.digest).map(|entry| entry.start.as_slice());
+            ranges.unwrap_or_default().iter().map(move |range| (place, range.clone()))
+        };
+        manifest.layers.iter().enumerate().flat_map(of_layer).collect()
+    }
+
     const fn origin(&self) -> IndexOrigin {
         match self {
             Self::Hermes(_) => IndexOrigin::Hermes,
@@ -202,7 +219,8 @@ async fn fetch_ztocs(
             match store.revocation(&ztoc.digest)? {
                 None => {
                     largest = largest.max(ztoc.plain_size.unwrap_or(ztoc.size).min(MAX_ZTOC));
-                    wanted.push(fetch_ztoc(origin.clone(), place, ztoc, layer.size));
+                    let layer = (layer.digest, layer.size);
+                    wanted.push(have_ztoc(origin.clone(), store.clone(), place, ztoc, layer));
                 }
                 Some(why) => {
                     let layer = layer.digest;
@@ -214,26 +232,17 @@ async fn fetch_ztocs(
     let at_a_time = usize::try_from(ZTOC_BYTES_AT_A_TIME / largest).unwrap_or(usize::MAX);
     let at_a_time = at_a_time.clamp(1, ZTOCS_AT_A_TIME);
     let mut answers = stream::iter(wanted).buffer_unordered(at_a_time);
-    while let Some((place, ztoc, answer)) = answers.next().await {
-        let Some(layer) = manifest.layers.get(place) else { continue };
-        let stored = match answer {
-            Ok(bytes) if ztoc.streamed => store.save_streamed(&layer.digest, &bytes, ztoc.from),
-            Ok(bytes) => store.save(&layer.digest, layer.size, &bytes, ztoc.from),
-            Err(err) => {
-                trouble = Some(in_full(&err));
-                continue;
-            }
-        };
-        match (stored, layers.get_mut(place)) {
+    while let Some((place, answer)) = answers.next().await {
+        match (answer, layers.get_mut(place)) {
             (Ok(stored), Some(slot)) => {
-                if ztoc.plain_size.is_some() {
-                    store.came_in(&layer.digest, &ztoc.digest)?;
-                }
                 room.take(stored.toc_bytes())?;
                 *slot = Some(stored);
             }
-            (Err(err @ StoreIndexError::Unusable { .. }), _) => trouble = Some(err.to_string()),
-            (Err(err), _) => return Err(err),
+            (Err(ZtocError::Store(err @ StoreIndexError::Unusable { .. })), _) => {
+                trouble = Some(err.to_string());
+            }
+            (Err(ZtocError::Store(err)), _) => return Err(err),
+            (Err(ZtocError::Origin(err)), _) => trouble = Some(in_full(&err)),
             (Ok(_), None) => {}
         }
     }
@@ -244,25 +253,57 @@ async fn fetch_ztocs(
     })
 }
 
-async fn fetch_ztoc(
+/// A zTOC is not in the store after all.
+enum ZtocError {
+    Origin(OriginError),
+    Store(StoreIndexError),
+}
+
+/// Fetches a zTOC and stores it. What that computes is off the threads that wait for the network.
+async fn have_ztoc(
     origin: Origin,
+    store: IndexStore,
     place: usize,
     ztoc: RemoteZtoc,
-    layer_size: u64,
-) -> (usize, RemoteZtoc, Result<Bytes, OriginError>) {
-    let fetched = origin.sized_blob(&ztoc.digest, ztoc.size.min(MAX_ZTOC)).await;
-    let bytes = match (fetched, ztoc.plain_size) {
-        (Ok(bytes), Some(plain_size)) => {
+    layer: (Digest, u64),
+) -> (usize, Result<StoredIndex, ZtocError>) {
+    let blob = match origin.sized_blob(&ztoc.digest, ztoc.size.min(MAX_ZTOC)).await {
+        Ok(blob) => blob,
+        Err(err) => return (place, Err(ZtocError::Origin(err))),
+    };
+    let name = origin.name().to_string();
+    let keep = move || keep_ztoc(&name, &store, &ztoc, &blob, layer);
+    let kept = tokio::task::spawn_blocking(keep).await;
+    (place, kept.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic())))
+}
+
+fn keep_ztoc(
+    image: &str,
+    store: &IndexStore,
+    ztoc: &RemoteZtoc,
+    blob: &Bytes,
+    (layer, layer_size): (Digest, u64),
+) -> Result<StoredIndex, ZtocError> {
+    let bytes = match ztoc.plain_size {
+        Some(plain_size) => {
             // A frame of a few bytes can claim anything.
             let most = layer_size.saturating_add(LEAST_MAX_ZTOC).min(MAX_ZTOC);
-            decompress(&bytes, plain_size.min(most)).map_err(|err| OriginError::NotAnImage {
-                image: format!("zTOC {} of {}", ztoc.digest, origin.name()),
-                why: err.to_string(),
-            })
+            decompress(blob, plain_size.min(most)).map_err(|err| {
+                let image = format!("zTOC {} of {image}", ztoc.digest);
+                ZtocError::Origin(OriginError::NotAnImage { image, why: err.to_string() })
+            })?
         }
-        (fetched, _) => fetched,
+        None => blob.clone(),
     };
-    (place, ztoc, bytes)
+    let stored = match ztoc.streamed {
+        true => store.save_streamed(&layer, &bytes, ztoc.from),
+        false => store.save(&layer, layer_size, &bytes, ztoc.from),
+    };
+    let stored = stored.map_err(ZtocError::Store)?;
+    if ztoc.plain_size.is_some() {
+        store.came_in(&layer, &ztoc.digest).map_err(ZtocError::Store)?;
+    }
+    Ok(stored)
 }
 
 /// A zstd frame of at most `most` bytes once decompressed; more is an error.

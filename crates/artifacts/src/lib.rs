@@ -12,4 +12,6 @@ pub use indexes::{FoundIndexes, find_indexes};
 pub use local::LocalError;
 pub use name::{ImageName, ParseImageNameError};
 pub use origin::{BlobStream, FoundAs, FoundManifest, Image, ImageLayer, Origin, OriginError};
-pub use push::{ConvertedImage, PushIndexError, PushedIndexes, push_converted, push_indexes};
+pub use push::{
+    ConvertedImage, PushIndexError, PushedIndexes, StartRanges, push_converted, push_indexes,
+};

@@ -1,7 +1,9 @@
 //! Indexes of this machine, pushed to where their image lies: beside the image, or in a copy of it that
 //! names them.
 
+use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 
 use oci::soci::{
     self, Conversion, SociIndex, ZtocEntry, convert_index, convert_manifest, wrap_manifest,
@@ -32,6 +34,9 @@ pub enum PushIndexError {
     Push(#[from] OriginError),
 }
 
+/// What of each layer's tar, in bytes, the image's own command needs before its first instruction.
+pub type StartRanges = HashMap<Digest, Vec<Range<u64>>>;
+
 /// What was pushed of an image's indexes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PushedIndexes {
@@ -42,7 +47,7 @@ pub struct PushedIndexes {
 }
 
 /// Pushes the indexes that this machine has for `image` to where the image lies: as a SOCI v1 index that
-/// refers to it, and as Hermes' own beside that, which SOCI's tools pass over.
+/// refers to it, and as Hermes' own beside that, which SOCI's tools pass over and which says `start`, too.
 ///
 /// # Errors
 /// [`PushIndexError`].
@@ -50,8 +55,9 @@ pub async fn push_indexes(
     origin: &Origin,
     image: &Image,
     store: &IndexStore,
+    start: &StartRanges,
 ) -> Result<PushedIndexes, PushIndexError> {
-    let Ztocs { soci, own } = push_ztocs(origin, image, store).await?;
+    let Ztocs { soci, own } = push_ztocs(origin, image, store, start).await?;
     let own = push_own_index(origin, &image.descriptor, own).await?;
     if soci.is_empty() {
         return Ok(PushedIndexes { soci: None, own });
@@ -81,13 +87,13 @@ pub struct ConvertedImage {
 pub async fn push_converted(
     origin: &Origin,
     image: &Image,
-    store: &IndexStore,
+    (store, start): (&IndexStore, &StartRanges),
     tag: &str,
 ) -> Result<ConvertedImage, PushIndexError> {
     let (root, bytes) = origin.root().await?;
     let unusable = |why: &dyn std::fmt::Display| PushIndexError::Push(origin.not_an_image(why));
     let parsed = parse_manifest(Some(&root.media_type), &bytes).map_err(|err| unusable(&err))?;
-    let Ztocs { soci, own } = push_ztocs(origin, image, store).await?;
+    let Ztocs { soci, own } = push_ztocs(origin, image, store, start).await?;
     if soci.is_empty() {
         return Err(PushIndexError::NothingForSoci(image.name.clone()));
     }
@@ -127,11 +133,14 @@ async fn push_ztocs(
     origin: &Origin,
     image: &Image,
     store: &IndexStore,
+    start: &StartRanges,
 ) -> Result<Ztocs, PushIndexError> {
     let mut pushed = Ztocs::default();
     for layer in &image.layers {
         let Some(stored) = store.load(&layer.digest)? else { continue };
-        pushed.own.push(push_own(origin, layer, &stored, store).await?);
+        let mut own = push_own(origin, layer, &stored, store).await?;
+        own.start = start.get(&layer.digest).cloned().unwrap_or_default();
+        pushed.own.push(own);
         if !stored.streamed {
             pushed.soci.push(push_soci(origin, layer, store).await?);
         }
@@ -179,6 +188,7 @@ async fn push_own(
         size: frame.len() as u64,
         plain_size: blob.len() as u64,
         streamed: stored.streamed,
+        start: Vec::new(),
     };
     origin.push_blob(&entry.digest, frame.into()).await?;
     Ok(entry)

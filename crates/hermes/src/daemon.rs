@@ -3,7 +3,6 @@
 mod cache_requests;
 mod images;
 mod names;
-mod program_files;
 mod receive;
 mod report;
 mod room;
@@ -13,6 +12,7 @@ mod source;
 
 use std::collections::HashMap;
 use std::fs::{self, File};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
@@ -34,6 +34,7 @@ use self::receive::Receiving;
 use self::room::RoomState;
 use self::source::Blob;
 use crate::args::{DaemonArguments, DaemonTuning, GlobalArguments, Rule};
+use crate::program_files::{self, Command};
 use crate::protocol::{Access, MountRequest};
 use crate::spawn::{LOCK, Restarter, Started};
 
@@ -350,7 +351,7 @@ impl Daemon {
                 stored.with_context(|| format!("the index of layer {} is gone", layer.digest))?,
             );
         }
-        self.assemble(record, &image, &origin, indexes, Some(holding))
+        self.assemble(record, &image, &origin, (indexes, Vec::new()), Some(holding))
     }
 
     /// Puts an image's layers into the engine.
@@ -359,7 +360,7 @@ impl Daemon {
         record: ImageRecord,
         image: &Image,
         origin: &Origin,
-        indexes: Vec<StoredIndex>,
+        (indexes, start): (Vec<StoredIndex>, Vec<(usize, Range<u64>)>),
         holding: Option<&Holding>,
     ) -> Result<Arc<LoadedImage>> {
         let tree = merge(&indexes)?;
@@ -374,7 +375,7 @@ impl Daemon {
         }
         let manifest = record.descriptor.digest;
         let is_completed = AtomicBool::new(record.tuning.complete);
-        let loaded = Arc::new(LoadedImage { record, tree, layers, is_completed });
+        let loaded = Arc::new(LoadedImage { record, tree, layers, is_completed, start });
         self.images.lock().insert(manifest, Arc::clone(&loaded));
         Ok(loaded)
     }
@@ -465,12 +466,12 @@ impl Daemon {
             loaded.is_completed.store(true, Ordering::Relaxed);
         }
         let prepared = begin.elapsed();
+        self.prefetch_program(&loaded, request);
         let (dir, backend) = (request.dir.clone(), request.backend);
         let to_mount = loaded.to_mount(&self.root);
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
         let mounted = begin.elapsed();
         tracing::info!(image = %request.image, ?resolved, ?prepared, ?mounted, "image mounted");
-        self.prefetch_program(&loaded, request);
         self.make_room_for(&loaded);
         self.complete(&loaded);
         let warnings = warning.into_iter().chain(loaded.other_deadline(request.tuning)).collect();
@@ -510,7 +511,7 @@ impl Daemon {
                 let record = ImageRecord::new(&image, &request.access, request.tuning, reason);
                 record.save(&self.root).context("writing down the image")?;
                 let indexes = found.layers.into_iter().flatten().collect();
-                return self.assemble(record, &image, origin, indexes, None);
+                return self.assemble(record, &image, origin, (indexes, found.start), None);
             }
             // It may take minutes, and other images need not wait for it.
             drop(one_at_a_time);
@@ -609,22 +610,27 @@ impl Daemon {
         self.front_ends.is_needed()
     }
 
-    /// Starts to fetch what the program of a new mount needs first.
+    /// Starts to fetch what the program of an image that is about to be mounted needs first.
     fn prefetch_program(&self, image: &Arc<LoadedImage>, request: &MountRequest) {
         if self.without.contains(&Rule::Program) {
             return;
         }
-        let config = &image.record.config.config;
+        let own = Command::of(&image.record.config);
         let arguments = match request.command.as_slice() {
             // Only what is read is to be fetched.
             [] if !request.tuning.complete => Vec::new(),
-            [] => [config.entrypoint.as_slice(), &config.cmd].concat(),
+            [] => own.arguments.clone(),
             command => command.to_vec(),
         };
-        let (environment, working_dir) = (config.env.clone(), config.working_dir.clone());
-        let command = program_files::Command { arguments, environment, working_dir };
-        let of_program = Arc::clone(image);
-        tokio::task::spawn_blocking(move || program_files::prefetch(&of_program, &command));
+        if arguments == own.arguments {
+            image.prefetch_start();
+        }
+        let (command, image) = (Command { arguments, ..own }, Arc::clone(image));
+        // The index may not say all of it, or nothing.
+        tokio::task::spawn_blocking(move || {
+            let files = program_files::find(&image.tree, &*image, &command);
+            tracing::debug!(image = image.record.name, files, "program's files asked for");
+        });
     }
 }
 

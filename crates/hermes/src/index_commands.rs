@@ -6,6 +6,7 @@ mod get_file;
 mod push;
 mod show;
 mod span_bytes;
+mod start_ranges;
 mod verify;
 
 use anyhow::{Context, Result};
@@ -14,6 +15,7 @@ use oci::Digest;
 use serde::Serialize;
 use ztoc::EntryKind;
 
+pub(crate) use self::start_ranges::start_ranges;
 use crate::args::{GlobalArguments, IndexCommand};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, bytes};

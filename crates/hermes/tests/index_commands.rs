@@ -299,6 +299,31 @@ fn a_pushed_index_serves_other_machines() {
 }
 
 #[test]
+fn a_pushed_index_says_what_the_command_needs() {
+    let registry = Registry::start(Options::default()).unwrap();
+    let host = |path: &str| std::fs::read(path).unwrap();
+    let (program, loader) = (host("/bin/true"), host("/lib64/ld-linux-x86-64.so.2"));
+    let libc = host("/lib/x86_64-linux-gnu/libc.so.6");
+    let script = b"#!/opt/program\n".to_vec();
+    let needed = [&script, &program, &loader, &libc].map(|file| file.len() as u64);
+    let lower = LayerBuilder::new()
+        .file("lib64/ld-linux-x86-64.so.2", loader)
+        .file("big", big())
+        .file("usr/lib/x86_64-linux-gnu/libc.so.6", libc)
+        .symlink("lib", "usr/lib");
+    let upper = LayerBuilder::new().file("app", script).file("opt/program", program);
+    let image = ImageBuilder::new().layer(lower.build(), GZIP).layer(upper.build(), GZIP);
+    let image = image.entrypoint(&["/app"]).build().push_to(&registry, "app", "1").unwrap();
+    let setup = Setup { registry, image, root: TempDir::new().unwrap() };
+    setup.build(&[]);
+    setup.registry.clear_requests();
+    assert_eq!(setup.json(&["push", setup.name()])["start_bytes"], needed.iter().sum::<u64>());
+    let requests = setup.registry.requests();
+    let fetched: u64 = requests.iter().filter(|r| r.is_blob()).map(|r| r.bytes_sent).sum();
+    assert!(fetched < 4 << 20, "{fetched} bytes to find that out");
+}
+
+#[test]
 fn a_copy_of_an_image_names_its_index() {
     let setup = Setup::new(GZIP);
     failed(&setup.index(&["push", "--version", "2", setup.name()]), 2, &["--tag"]);

@@ -2,6 +2,7 @@
 //! that can only be read in order. It refers to the image as a SOCI index does, and lies beside it.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::media_type::{OCI_MANIFEST, essence};
 use crate::soci::CONFIG_BYTES;
@@ -19,6 +20,13 @@ const PLAIN_SIZE: &str = "vnd.hermes.size";
 /// On a zTOC descriptor: present if the layer can only be read from its beginning, and the zTOC is that
 /// of the tar that it decodes to.
 const STREAMED: &str = "vnd.hermes.streamed";
+/// On a zTOC descriptor: what of the layer's tar the image's own command needs before its first
+/// instruction, as `start-end` in decimal bytes, the end not included, divided by commas. Absent if that
+/// is nothing, or was not known.
+const START: &str = "vnd.hermes.start";
+
+/// More ranges for one layer are neither written nor read.
+const MOST_RANGES: usize = 1024;
 
 /// The zTOCs of an image's layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -41,6 +49,9 @@ pub struct SpanIndexEntry {
     pub plain_size: u64,
     /// Whether the layer can only be read from its beginning.
     pub streamed: bool,
+    /// What of the layer's tar, in bytes, the image's own command needs before its first instruction. A
+    /// hint: it may be wrong, or lie outside the layer.
+    pub start: Vec<Range<u64>>,
 }
 
 /// Bytes that are no index of this kind.
@@ -121,6 +132,7 @@ impl SpanIndexEntry {
             size: descriptor.size,
             plain_size: annotation(PLAIN_SIZE)?.parse().ok()?,
             streamed: annotation(STREAMED).is_some(),
+            start: annotation(START).map(|text| parse_ranges(text)).unwrap_or_default(),
         })
     }
 
@@ -133,8 +145,23 @@ impl SpanIndexEntry {
         if self.streamed {
             descriptor.annotations.insert(STREAMED.to_owned(), "true".to_owned());
         }
+        let start = self.start.iter().take(MOST_RANGES);
+        let start: Vec<_> = start.map(|part| format!("{}-{}", part.start, part.end)).collect();
+        if !start.is_empty() {
+            descriptor.annotations.insert(START.to_owned(), start.join(","));
+        }
         descriptor
     }
+}
+
+/// What can be understood of a list of ranges.
+fn parse_ranges(text: &str) -> Vec<Range<u64>> {
+    let parse = |part: &str| {
+        let (start, end) = part.split_once('-')?;
+        let range = start.parse().ok()?..end.parse().ok()?;
+        (!range.is_empty()).then_some(range)
+    };
+    text.split(',').take(MOST_RANGES).filter_map(parse).collect()
 }
 
 #[cfg(test)]
@@ -150,6 +177,7 @@ mod tests {
             size: 10,
             plain_size: 1000,
             streamed,
+            start: if streamed { vec![] } else { vec![512..1024, 4096..1 << 40] },
         };
         let index = SpanIndex::new(&subject, vec![entry(b"a", false), entry(b"b", true)]);
         let read = SpanIndex::from_bytes(&index.to_bytes()).unwrap();
@@ -157,6 +185,16 @@ mod tests {
         assert_eq!(read.entry(&Digest::of(b"b")), Some(&entry(b"b", true)));
         assert_eq!(read.entry(&Digest::of(b"c")), None);
         assert_eq!(index.descriptor().artifact_type.as_deref(), Some(ARTIFACT_TYPE));
+    }
+
+    #[test]
+    fn of_a_damaged_hint_the_rest_is_taken() {
+        let check =
+            |text, expected: &[Range<u64>]| assert_eq!(parse_ranges(text), expected, "{text}");
+        check("1-2,3-4", &[1..2, 3..4]);
+        check("", &[]);
+        check("2-1,5-5,x-1,7,-1-2,99999999999999999999-1,3-4,5-6", &[3..4, 5..6]);
+        assert_eq!(parse_ranges(&"1-2,".repeat(MOST_RANGES * 2)).len(), MOST_RANGES);
     }
 
     #[test]

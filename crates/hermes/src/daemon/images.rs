@@ -2,19 +2,22 @@
 
 use std::fs;
 use std::io;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, mpsc};
 
 use anyhow::{Context, Result};
 use artifacts::{Image, ImageName, StoredIndex};
 use cache::LayerShape;
-use fill::Layer;
+use fill::{Layer, Reader};
 use mounts::ImageToMount;
 use oci::{Descriptor, Digest, ImageConfig, Manifest};
 use serde::{Deserialize, Serialize};
 use tree::Tree;
 
+use crate::program_files::Layers;
 use crate::protocol::{Access, MountTuning};
 
 /// What is written down of an image, so that it needs no registry after a restart.
@@ -38,6 +41,9 @@ pub(super) struct LoadedImage {
     pub(super) layers: Vec<Arc<Layer>>,
     /// Whether all of it is fetched, as far as there is room.
     pub(super) is_completed: AtomicBool,
+    /// What the index says of the start of the image's own command: the place of a layer, and a range of its
+    /// tar in bytes, which may lie outside.
+    pub(super) start: Vec<(usize, Range<u64>)>,
 }
 
 impl ImageRecord {
@@ -94,6 +100,17 @@ impl LoadedImage {
         }
     }
 
+    /// Starts to fetch what the index says of the start of the image's own command.
+    pub(super) fn prefetch_start(&self) {
+        let mut left = MOST_START;
+        for (layer, range) in &self.start {
+            let Some(layer) = self.layers.get(*layer) else { continue };
+            let end = range.end.min(layer.bytes()).min(range.start.saturating_add(left));
+            left -= end.saturating_sub(range.start);
+            layer.prefetch(range.start..end);
+        }
+    }
+
     /// What to say to whoever mounts it with another deadline than it is served with: a deadline belongs
     /// to the layers, which all mounts share.
     pub(super) fn other_deadline(&self, wanted: MountTuning) -> Option<String> {
@@ -117,6 +134,24 @@ impl LoadedImage {
 
     pub(super) fn is_sealed(&self) -> bool {
         self.layers.iter().all(|layer| layer.is_sealed())
+    }
+}
+
+impl Layers for LoadedImage {
+    fn want(&self, layer: u32, range: Range<u64>) {
+        if let Some(layer) = self.layers.get(layer as usize) {
+            layer.prefetch(range);
+        }
+    }
+
+    fn read_exact_at(&self, layer: u32, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        let layer = self.layers.get(layer as usize).ok_or(io::ErrorKind::NotFound)?;
+        let (tell, told) = mpsc::sync_channel(1);
+        // Nobody is left to be told only if this thread is gone.
+        let then = Box::new(move |result| tell.send(result).unwrap_or_default());
+        layer.request(at..at + buffer.len() as u64, Reader { pid: 0 }, then);
+        told.recv().map_err(io::Error::other)?.map_err(io::Error::other)?;
+        layer.data().read_exact_at(buffer, at)
     }
 }
 
@@ -149,3 +184,6 @@ fn folder(root: &Path, manifest: &Digest) -> PathBuf {
 }
 
 const RECORD: &str = "image.json";
+
+/// More bytes of the tars are not fetched because an index says that the start needs them.
+const MOST_START: u64 = 256 << 20;

@@ -84,7 +84,9 @@ impl Scene {
             Ok::<_, anyhow::Error>(())
         });
         stream::iter(build).buffered(2).try_collect::<Vec<()>>().await?;
-        artifacts::push_indexes(origin, &image, indexes).await.context("pushing the index")?;
+        let start = crate::index_commands::start_ranges(origin, &image, indexes).await?;
+        let pushed = artifacts::push_indexes(origin, &image, indexes, &start).await;
+        pushed.context("pushing the index")?;
         Ok(())
     }
 

@@ -11,9 +11,9 @@ use parking_lot::Mutex;
 use tree::{FileData, ResolveError, Tree};
 use ztoc::SpanOptions;
 
-use super::span_bytes::{FileWriter, compressed_range, write_file};
+use super::span_bytes::{FileWriter, from_spans};
 use super::{Session, no_index, not_found};
-use crate::stream::{build_options, index_layer, pieces, save, send};
+use crate::stream::{build_options, index_layer, save};
 
 /// Prints a file's bytes as they are.
 pub(super) async fn get_file(session: &Session<'_>, name: &str, path: &str) -> Result<()> {
@@ -98,26 +98,8 @@ async fn print(
     if index.streamed {
         from_beginning(origin, layer, file).await
     } else {
-        from_spans(origin, layer, index, file).await
+        from_spans(origin, layer, Arc::new(index), file).await.map(drop)
     }
-}
-
-async fn from_spans(
-    origin: &Origin,
-    layer: &ImageLayer,
-    index: StoredIndex,
-    mut file: FileWriter<Stdout>,
-) -> Result<()> {
-    let range = compressed_range(&index.ztoc.spans, file.wanted());
-    let (sender, pieces) = pieces();
-    let digest = layer.digest;
-    let write = tokio::task::spawn_blocking(move || {
-        write_file(&index, &digest, pieces, &mut file)?;
-        Ok(file.finish()?)
-    });
-    let sent = send(origin, layer, range, sender, &|_| {}).await;
-    let written = write.await.context("writing the file")?;
-    sent.and(written)
 }
 
 /// A layer without spans is read to its end: only then is it known to be right.

@@ -5,7 +5,7 @@ use artifacts::{ImageName, PushIndexError, PushedIndexes, push_converted, push_i
 use oci::{Descriptor, Digest};
 use serde::Serialize;
 
-use super::{Session, not_found};
+use super::{Session, not_found, start_ranges};
 use crate::args::PushArguments;
 
 #[derive(Serialize)]
@@ -16,6 +16,8 @@ struct PushReport {
     index: Option<Descriptor>,
     /// Hermes' own, of all layers.
     own: Descriptor,
+    /// How many bytes of the tars it names that the image's own command needs before its first instruction.
+    start_bytes: u64,
     /// With version 2.
     #[serde(skip_serializing_if = "Option::is_none")]
     copy: Option<CopyReport>,
@@ -38,19 +40,23 @@ pub(super) async fn push(session: &Session<'_>, arguments: &PushArguments) -> Re
         _ => None,
     };
     let indexes = session.indexes()?;
+    let start = start_ranges(&origin, &image, &indexes).await?;
     let pushed = match &copy_name {
-        None => push_indexes(&origin, &image, &indexes).await.map(|pushed| (pushed, None)),
-        Some((tag, name)) => push_converted(&origin, &image, &indexes, tag).await.map(|copy| {
-            let (manifest, digest) = (copy.manifest.digest, copy.root.digest);
-            (copy.indexes, Some(CopyReport { image: name.to_string(), manifest, digest }))
-        }),
+        None => push_indexes(&origin, &image, &indexes, &start).await.map(|pushed| (pushed, None)),
+        Some((tag, name)) => {
+            push_converted(&origin, &image, (&indexes, &start), tag).await.map(|copy| {
+                let (manifest, digest) = (copy.manifest.digest, copy.root.digest);
+                (copy.indexes, Some(CopyReport { image: name.to_string(), manifest, digest }))
+            })
+        }
     };
     let (PushedIndexes { soci: index, own }, copy) = match pushed {
         Err(err @ PushIndexError::Nothing(_)) => return Err(not_found(err.to_string())),
         other => other?,
     };
     let manifest = image.descriptor.digest;
-    let report = PushReport { image: image.name, manifest, index, own, copy };
+    let start_bytes = start.values().flatten().map(|range| range.end - range.start).sum();
+    let report = PushReport { image: image.name, manifest, index, own, start_bytes, copy };
     session.output.result(&report, |report| {
         let copy = report.copy.iter().map(|copy| format!("{}  {}", copy.image, copy.digest));
         let pushed = report.index.iter().chain([&report.own]);

@@ -3,9 +3,10 @@
 use std::io::{self, Write};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use artifacts::StoredIndex;
+use artifacts::{ImageLayer, Origin, StoredIndex};
 use bytes::Bytes;
 use oci::Digest;
 use tokio::sync::mpsc::Receiver;
@@ -13,6 +14,7 @@ use tree::FileData;
 use ztoc::{SpanDecoder, SpanId, SpanTable, WINDOW_SIZE};
 
 use super::corrupt;
+use crate::stream::{pieces, send};
 
 /// A file being written from what the layer holds of it; the holes of a sparse file become zeros.
 #[derive(Debug)]
@@ -88,8 +90,28 @@ impl<W: Write> FileWriter<W> {
     }
 }
 
+/// Fetches the spans that hold a file, and writes it.
+pub(super) async fn from_spans<W: Write + Send + 'static>(
+    origin: &Origin,
+    layer: &ImageLayer,
+    index: Arc<StoredIndex>,
+    mut file: FileWriter<W>,
+) -> Result<W> {
+    let range = compressed_range(&index.ztoc.spans, file.wanted());
+    let (sender, pieces) = pieces();
+    let digest = layer.digest;
+    let write = tokio::task::spawn_blocking(move || {
+        write_file(&index, &digest, pieces, &mut file)?;
+        file.finish()?;
+        Ok(file.out)
+    });
+    let sent = send(origin, layer, range, sender, &|_| {}).await;
+    let written = write.await.context("writing the file")?;
+    sent.and(written)
+}
+
 /// The one range of the blob that holds all spans of a range of the tar; empty if there are none.
-pub(super) fn compressed_range(spans: &SpanTable, wanted: Range<u64>) -> Range<u64> {
+fn compressed_range(spans: &SpanTable, wanted: Range<u64>) -> Range<u64> {
     let mut covering = spans.spans_covering(wanted);
     let Some(first) = covering.next() else { return 0..0 };
     let last = covering.next_back().unwrap_or(first);
@@ -98,7 +120,7 @@ pub(super) fn compressed_range(spans: &SpanTable, wanted: Range<u64>) -> Range<u
 
 /// Writes a file from the compressed bytes of its spans, which come in `pieces` from the start of
 /// [`compressed_range`] on. Each span is checked before any byte of it is written.
-pub(super) fn write_file<W: Write>(
+fn write_file<W: Write>(
     index: &StoredIndex,
     layer: &Digest,
     mut pieces: Receiver<Bytes>,

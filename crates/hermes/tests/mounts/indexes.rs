@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use oci::soci::{SociIndex, ZtocEntry};
+use oci::span_index::{SpanIndex, SpanIndexEntry};
 use oci::{Descriptor, Digest};
 use serde_json::Value;
 use testkit::registry::{Fault, RequestLog, Scope, Times};
@@ -134,6 +135,30 @@ fn an_index_of_something_else_is_not_used() {
         std::fs::remove_dir_all(setup.path("root/index")).unwrap();
         std::fs::create_dir(setup.path("root/index")).unwrap();
     }
+}
+
+#[test]
+fn an_index_that_names_a_start_outside_its_layers_is_as_good_as_another() {
+    let setup = Setup::new();
+    let (name, contents) = image(&setup, "hints", 4, 1 << 20);
+    let refs = inspect(&setup, &name);
+    let ztoc = std::fs::read(stored(&setup, "inspector")).unwrap();
+    let frame = zstd::encode_all(ztoc.as_slice(), 1).unwrap();
+    let entry = SpanIndexEntry {
+        layer: refs.layer,
+        digest: setup.registry.put_blob(frame.clone()),
+        size: frame.len() as u64,
+        plain_size: ztoc.len() as u64,
+        streamed: false,
+        start: vec![0..u64::MAX, u64::MAX - 1..u64::MAX, 1 << 40..1 << 41, 5000..5001],
+    };
+    let image = Descriptor::new(oci::media_type::OCI_MANIFEST, refs.manifest, 1);
+    let index = SpanIndex::new(&image, vec![entry]);
+    setup.registry.put_blob(oci::soci::CONFIG_BYTES.to_vec());
+    setup.registry.put_manifest("hints", None, oci::media_type::OCI_MANIFEST, index.to_bytes());
+    check(&setup.mount(&name, "mnt", &[]), &contents);
+    let said = index_line(&setup, &name);
+    assert!(said.contains("(Hermes); 1 of 2 layers have one"), "{said}");
 }
 
 #[test]

@@ -4,32 +4,50 @@
 
 use std::collections::HashSet;
 use std::io::{self, Read, Seek, SeekFrom};
-use std::os::unix::fs::FileExt;
-use std::sync::mpsc;
+use std::ops::Range;
 
-use fill::{Layer, Reader};
 use object::read::ReadCache;
 use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endianness, ReadRef, elf};
-use tree::{FileData, NodeId};
-
-use super::images::LoadedImage;
+use oci::ImageConfig;
+use tree::{FileData, NodeId, Tree};
 
 /// What an image runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(super) struct Command {
+pub(crate) struct Command {
     /// The program and its arguments.
-    pub(super) arguments: Vec<String>,
+    pub(crate) arguments: Vec<String>,
     /// `NAME=value`.
-    pub(super) environment: Vec<String>,
+    pub(crate) environment: Vec<String>,
     /// Where relative paths begin.
-    pub(super) working_dir: String,
+    pub(crate) working_dir: String,
 }
 
-/// Fetches what `command` needs, ahead of it. Blocks until all of it is known and asked for; what
-/// cannot be had or understood is left to the program's own reads.
-pub(super) fn prefetch(image: &LoadedImage, command: &Command) {
-    let mut files = ProgramFiles { image, command, seen: HashSet::new() };
+impl Command {
+    /// The image's own.
+    pub(crate) fn of(image: &ImageConfig) -> Self {
+        let config = &image.config;
+        Self {
+            arguments: [config.entrypoint.as_slice(), &config.cmd].concat(),
+            environment: config.env.clone(),
+            working_dir: config.working_dir.clone(),
+        }
+    }
+}
+
+/// The layers of an image. All ranges are of a layer's tar, in bytes, and within it.
+pub(crate) trait Layers {
+    /// Notes that `range` is needed.
+    fn want(&self, layer: u32, range: Range<u64>);
+
+    /// Reads what begins at `at`; blocks until it is there.
+    fn read_exact_at(&self, layer: u32, buffer: &mut [u8], at: u64) -> io::Result<()>;
+}
+
+/// Tells `layers` what `command` needs. Blocks until all of it is known; what cannot be had or understood
+/// is left to the program's own reads. Returns the number of files.
+pub(crate) fn find(tree: &Tree, layers: &dyn Layers, command: &Command) -> usize {
+    let mut files = ProgramFiles { tree, layers, command, seen: HashSet::new() };
     let mut generation = files.named();
     for _ in 0..MOST_GENERATIONS {
         // All at once first: what they need in turn is known only when they are here.
@@ -39,15 +57,12 @@ pub(super) fn prefetch(image: &LoadedImage, command: &Command) {
         }
         generation = next;
     }
-    tracing::debug!(
-        image = image.record.name,
-        files = files.seen.len(),
-        "program's files asked for"
-    );
+    files.seen.len()
 }
 
 struct ProgramFiles<'a> {
-    image: &'a LoadedImage,
+    tree: &'a Tree,
+    layers: &'a dyn Layers,
     command: &'a Command,
     seen: HashSet<NodeId>,
 }
@@ -100,21 +115,14 @@ impl<'a> ProgramFiles<'a> {
 
     /// Asks for the file at `path`; returns it if it is there and was not asked for before.
     fn want(&mut self, path: &[u8]) -> Option<NodeId> {
-        let (node, data) = self.image.tree.resolve(path).ok()?;
+        let (node, data) = self.tree.resolve(path).ok()?;
         if self.seen.len() >= MOST_FILES || !self.seen.insert(node) {
             return None;
         }
-        let (layer, range) = (self.layer(data)?, data.offset..data.offset + data.stored_bytes());
-        if range.end - range.start <= WHOLE {
-            layer.prefetch(range);
-        } else {
-            layer.prefetch(range.start..range.start + HEAD);
-        }
+        let stored = data.stored_bytes();
+        let wanted = if stored <= WHOLE { stored } else { HEAD };
+        self.layers.want(data.layer, data.offset..data.offset + wanted);
         Some(node)
-    }
-
-    fn layer(&self, data: &FileData) -> Option<&std::sync::Arc<Layer>> {
-        self.image.layers.get(usize::try_from(data.layer).ok()?)
     }
 
     /// Asks for what the file at `node` needs, once that is known.
@@ -124,7 +132,7 @@ impl<'a> ProgramFiles<'a> {
         for path in &needs.interpreter {
             found.extend(if path.contains(&b'/') { self.want(path) } else { self.in_path(path) });
         }
-        let origin = self.image.tree.path_of(self.image.tree.parent(node));
+        let origin = self.tree.path_of(self.tree.parent(node));
         let mut folders: Vec<Vec<u8>> = Vec::new();
         folders.extend(needs.folders.iter().map(|folder| at_origin(folder, &origin)));
         let more = self.variable("LD_LIBRARY_PATH").unwrap_or_default().split(':');
@@ -133,7 +141,7 @@ impl<'a> ProgramFiles<'a> {
         for library in &needs.libraries {
             let candidates =
                 folders.iter().map(|folder| [folder, b"/".as_slice(), library].concat());
-            let exists = |path: &Vec<u8>| self.image.tree.resolve(path).is_ok();
+            let exists = |path: &Vec<u8>| self.tree.resolve(path).is_ok();
             if let Some(path) = candidates.into_iter().find(exists) {
                 found.extend(self.want(&path));
             }
@@ -142,17 +150,11 @@ impl<'a> ProgramFiles<'a> {
     }
 
     fn read(&self, node: NodeId) -> Option<Needs> {
-        let tree::NodeKind::File(data) = &self.image.tree.node(node).kind else { return None };
+        let tree::NodeKind::File(data) = &self.tree.node(node).kind else { return None };
         if data.sparse.is_some() {
             return None;
         }
-        let mut file = LayerPart {
-            layer: self.layer(data)?,
-            start: data.offset,
-            size: data.size,
-            at: 0,
-            left: MOST_READ,
-        };
+        let mut file = LayerPart { layers: self.layers, data, at: 0, left: MOST_READ };
         let mut head = Vec::new();
         Read::take(&mut file, SCRIPT_HEAD).read_to_end(&mut head).ok()?;
         if head.starts_with(b"#!") {
@@ -226,12 +228,10 @@ fn needs_of_elf<'d>(data: impl ReadRef<'d>) -> Option<Needs> {
     Some(needs)
 }
 
-/// A file of a layer, whose bytes are fetched as they are read.
-#[derive(Debug)]
+/// A file whose bytes are fetched as they are read; it is not sparse.
 struct LayerPart<'a> {
-    layer: &'a std::sync::Arc<Layer>,
-    start: u64,
-    size: u64,
+    layers: &'a dyn Layers,
+    data: &'a FileData,
     at: u64,
     /// How much may still be read: a file that sends its reader round and round ends here.
     left: u64,
@@ -239,21 +239,16 @@ struct LayerPart<'a> {
 
 impl Read for LayerPart<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let len = self.size.saturating_sub(self.at).min(buffer.len() as u64);
+        let len = self.data.size.saturating_sub(self.at).min(buffer.len() as u64);
         if len == 0 {
             return Ok(0);
         }
         if len > self.left {
             return Err(io::Error::other("more than a loader would read"));
         }
-        let from = self.start + self.at;
-        let (tell, told) = mpsc::sync_channel(1);
-        // Nobody is left to be told only if this thread is gone.
-        let then = Box::new(move |result| tell.send(result).unwrap_or_default());
-        self.layer.request(from..from + len, Reader { pid: 0 }, then);
-        told.recv().map_err(io::Error::other)?.map_err(io::Error::other)?;
+        let FileData { layer, offset, .. } = *self.data;
         let len = usize::try_from(len).unwrap_or(buffer.len());
-        self.layer.data().read_exact_at(&mut buffer[..len], from)?;
+        self.layers.read_exact_at(layer, &mut buffer[..len], offset + self.at)?;
         self.at += len as u64;
         self.left -= len as u64;
         Ok(len)
@@ -264,7 +259,7 @@ impl Seek for LayerPart<'_> {
     fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
         let at = match to {
             SeekFrom::Start(at) => Some(at),
-            SeekFrom::End(back) => self.size.checked_add_signed(back),
+            SeekFrom::End(back) => self.data.size.checked_add_signed(back),
             SeekFrom::Current(step) => self.at.checked_add_signed(step),
         };
         self.at = at.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidInput))?;
