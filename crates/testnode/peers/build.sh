@@ -19,3 +19,7 @@ CGO_ENABLED=0 go build -ldflags "-s -w -X $module/version.Version=${version#v}" 
 # SOCI inflates with zlib itself, through cgo.
 cd "$source/soci15"
 CGO_ENABLED=1 go build -ldflags '-s -w' -o "$out/soci15" .
+
+# containerd's own tests of snapshotters.
+cd "$source/suite"
+CGO_ENABLED=0 go test -c -o "$out/snapshotter-suite" .
