@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["sys", "oci", "causes"],
     &["ztoc"],
     &["plan", "tree"],
-    &["erofs", "registry", "index", "cache"],
+    &["erofs", "registry", "index", "cache", "snapshotter"],
     &["artifacts", "fill", "testkit", "testnode"],
     &["fuse", "keeper"],
     &["mounts"],
@@ -32,8 +32,12 @@ const IMPURE: &[&str] = &["tokio", "reqwest", "hyper", "kube"];
 const RESERVED: &[(&str, &[&str])] = &[("libc", &["sys"])];
 
 /// Pairs that must not meet: front ends know nothing of where bytes come from.
-const APART: &[(&str, &str)] =
-    &[("fuse", "registry"), ("erofs", "registry"), ("cache", "registry")];
+const APART: &[(&str, &str)] = &[
+    ("fuse", "registry"),
+    ("erofs", "registry"),
+    ("cache", "registry"),
+    ("snapshotter", "registry"),
+];
 
 /// Licences that a dependency may be used under.
 const LICENCES: &[&str] = &[

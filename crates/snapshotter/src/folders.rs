@@ -1,0 +1,148 @@
+//! The folders of snapshots: `ID/fs` holds what is written, `ID/work` is overlayfs' own.
+
+use std::collections::HashSet;
+use std::fs::{self, DirBuilder, Permissions};
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use crate::store::{Kind, Lineage, SnapshotId, Usage};
+
+/// Where what is written in a snapshot lies.
+pub(crate) fn content(dir: &Path, id: SnapshotId) -> PathBuf {
+    folder(dir, id).join("fs")
+}
+
+/// Where overlayfs prepares what it changes.
+pub(crate) fn work(dir: &Path, id: SnapshotId) -> PathBuf {
+    folder(dir, id).join("work")
+}
+
+fn folder(dir: &Path, id: SnapshotId) -> PathBuf {
+    dir.join(id.0.to_string())
+}
+
+/// Makes the folders of a new snapshot.
+pub(crate) fn make(dir: &Path, lineage: &Lineage) -> io::Result<()> {
+    let folder = folder(dir, lineage.id);
+    // What a transaction that did not end has left has the same number.
+    remove_all(&folder)?;
+    DirBuilder::new().mode(0o700).create(&folder)?;
+    let content = content(dir, lineage.id);
+    fs::create_dir(&content)?;
+    // Whatever the umask is: it is the root of a container.
+    fs::set_permissions(&content, Permissions::from_mode(0o755))?;
+    if let Some(parent) = lineage.parents.first() {
+        let parent = fs::metadata(self::content(dir, *parent))?;
+        std::os::unix::fs::chown(&content, Some(parent.uid()), Some(parent.gid()))?;
+    }
+    if lineage.kind == Kind::Active {
+        DirBuilder::new().mode(0o711).create(work(dir, lineage.id))?;
+    }
+    Ok(())
+}
+
+/// The snapshots that have a folder.
+pub(crate) fn all(dir: &Path) -> io::Result<Vec<SnapshotId>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        found.extend(name.to_str().and_then(|name| name.parse().ok()).map(SnapshotId));
+    }
+    Ok(found)
+}
+
+/// Moves the folder of a snapshot to where its number means nothing.
+pub(crate) fn put_away(dir: &Path, id: SnapshotId) -> io::Result<()> {
+    let nanos =
+        SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_nanos();
+    fs::rename(folder(dir, id), dir.join(format!("{PUT_AWAY}{}-{nanos}", id.0)))
+}
+
+/// Removes what was put away; returns how many folders.
+pub(crate) fn remove_put_away(dir: &Path) -> io::Result<usize> {
+    let mut removed = 0;
+    for entry in fs::read_dir(dir)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(PUT_AWAY) {
+            remove_all(&entry.path())?;
+            removed += 1;
+        }
+    }
+    Ok(removed)
+}
+
+const PUT_AWAY: &str = "removed-";
+
+fn remove_all(folder: &Path) -> io::Result<()> {
+    match fs::remove_dir_all(folder) {
+        Err(err) if err.kind() != io::ErrorKind::NotFound => Err(err),
+        _ => Ok(()),
+    }
+}
+
+/// What lies in a snapshot. Files that vanish meanwhile are not counted.
+pub(crate) fn usage(dir: &Path, id: SnapshotId) -> io::Result<Usage> {
+    let (mut usage, mut seen) = (Usage::default(), HashSet::new());
+    let mut waiting = vec![content(dir, id)];
+    while let Some(path) = waiting.pop() {
+        let metadata = match fs::symlink_metadata(&path) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => continue,
+            other => other?,
+        };
+        // Of a file with several names, the bytes are there once.
+        if metadata.nlink() > 1 && !metadata.is_dir() && !seen.insert(metadata.ino()) {
+            continue;
+        }
+        usage.inodes += 1;
+        usage.bytes += metadata.blocks() * 512;
+        if metadata.is_dir() {
+            match fs::read_dir(&path) {
+                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
+                entries => {
+                    for entry in entries? {
+                        waiting.push(entry?.path());
+                    }
+                }
+            }
+        }
+    }
+    Ok(usage)
+}
+
+#[cfg(test)]
+mod tests {
+    use tempfile::TempDir;
+
+    use super::*;
+
+    #[test]
+    fn files_with_several_names_are_counted_once() {
+        let dir = TempDir::new().unwrap();
+        let id = SnapshotId(3);
+        make(dir.path(), &Lineage { id, kind: Kind::Active, parents: vec![] }).unwrap();
+        let empty = usage(dir.path(), id).unwrap();
+        let file = content(dir.path(), id).join("file");
+        fs::write(&file, [1; 10_000]).unwrap();
+        let one = usage(dir.path(), id).unwrap();
+        assert!(one.inodes == empty.inodes + 1 && one.bytes >= empty.bytes + 10_000, "{one:?}");
+        fs::hard_link(&file, file.with_extension("again")).unwrap();
+        assert_eq!(usage(dir.path(), id).unwrap(), one);
+    }
+
+    #[test]
+    fn what_an_unfinished_transaction_left_is_replaced() {
+        let dir = TempDir::new().unwrap();
+        let lineage = Lineage { id: SnapshotId(3), kind: Kind::Active, parents: vec![] };
+        make(dir.path(), &lineage).unwrap();
+        fs::write(content(dir.path(), lineage.id).join("stale"), b"x").unwrap();
+        make(dir.path(), &lineage).unwrap();
+        assert!(fs::read_dir(content(dir.path(), lineage.id)).unwrap().next().is_none());
+        assert_eq!(all(dir.path()).unwrap(), [lineage.id]);
+        put_away(dir.path(), lineage.id).unwrap();
+        assert_eq!(all(dir.path()).unwrap(), []);
+        assert_eq!(remove_put_away(dir.path()).unwrap(), 1);
+        assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
+    }
+}

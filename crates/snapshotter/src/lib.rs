@@ -1,0 +1,18 @@
+//! Snapshots for containerd: its API, the metadata store, and the folders of what is written.
+//!
+//! A proxy snapshotter is asked over a unix socket for folders to unpack layers into, and for the mounts of
+//! containers. What it answers here is what containerd's own overlayfs snapshotter would; which layers need
+//! no unpacking is decided elsewhere.
+#![forbid(unsafe_code)]
+
+mod api;
+mod filter;
+mod folders;
+mod mounts;
+mod service;
+mod snapshots;
+mod store;
+
+pub use service::{ServeError, serve};
+pub use snapshots::{OpenError, Snapshots};
+pub use store::OpenStoreError;

@@ -1,0 +1,369 @@
+//! What is known of snapshots, in SQLite: names, parents, labels. A call that has answered is on the disk.
+//!
+//! containerd keeps the other half of this in a database of its own. If this half is lost, every pull of an
+//! image that it knew fails for good, so a store that is missing beside its snapshots, damaged, or of a
+//! later version is refused instead of being begun anew.
+
+mod open;
+
+use std::collections::{BTreeMap, HashSet};
+use std::io;
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use rusqlite::{Connection, OptionalExtension, Row, params};
+
+pub use open::OpenStoreError;
+
+/// The number of a snapshot, and the name of its folder. Never used twice.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub(crate) struct SnapshotId(pub(crate) i64);
+
+/// What can be done with a snapshot.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// It is read.
+    View,
+    /// It is written.
+    Active,
+    /// Others are made on it.
+    Committed,
+}
+
+/// What containerd is told of a snapshot.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Info {
+    pub(crate) name: String,
+    pub(crate) parent: Option<String>,
+    pub(crate) kind: Kind,
+    pub(crate) created: SystemTime,
+    pub(crate) updated: SystemTime,
+    pub(crate) labels: BTreeMap<String, String>,
+}
+
+/// What the mounts of a snapshot are made from.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Lineage {
+    pub(crate) id: SnapshotId,
+    pub(crate) kind: Kind,
+    /// The nearest first.
+    pub(crate) parents: Vec<SnapshotId>,
+}
+
+/// What a snapshot takes of the disk, without its parents.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(crate) struct Usage {
+    pub(crate) bytes: u64,
+    pub(crate) inodes: u64,
+}
+
+/// A change of labels.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Update {
+    /// These labels and no others.
+    Replace(BTreeMap<String, String>),
+    /// Each of these is set; one without a value is deleted.
+    Set(BTreeMap<String, String>),
+}
+
+/// Something cannot be done with a snapshot.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum StoreError {
+    #[error("there is no snapshot {0}")]
+    Missing(String),
+    #[error("there is a snapshot {0} already")]
+    Exists(String),
+    #[error("{parent} is no committed snapshot, so none can be made on it")]
+    ParentNotCommitted { parent: String },
+    #[error("snapshot {key} was prepared on {prepared:?} and cannot be committed on {asked:?}")]
+    OtherParent { key: String, prepared: String, asked: String },
+    #[error("snapshot {key} is {}, not active", kind.name())]
+    NotActive { key: String, kind: Kind },
+    #[error("snapshot {key} is committed: only those that are prepared or viewed have mounts")]
+    NoMounts { key: String },
+    /// containerd's tests look for the word "remove".
+    #[error("cannot remove snapshot {0}: others are made on it")]
+    HasChildren(String),
+    #[error("making the folder of a snapshot")]
+    Folder(#[source] io::Error),
+    #[error("the metadata store")]
+    Database(#[from] rusqlite::Error),
+}
+
+impl Kind {
+    /// As filters have it.
+    pub(crate) const fn name(self) -> &'static str {
+        match self {
+            Self::View => "view",
+            Self::Active => "active",
+            Self::Committed => "committed",
+        }
+    }
+
+    const fn number(self) -> i64 {
+        match self {
+            Self::View => 1,
+            Self::Active => 2,
+            Self::Committed => 3,
+        }
+    }
+
+    const fn of(number: i64) -> Self {
+        match number {
+            1 => Self::View,
+            2 => Self::Active,
+            _ => Self::Committed,
+        }
+    }
+}
+
+/// The store of one root folder.
+#[derive(Debug)]
+pub(crate) struct Store {
+    connection: Mutex<Connection>,
+}
+
+impl Store {
+    /// Notes a new snapshot. `make` makes its folder; if that fails, there is none.
+    pub(crate) fn create(
+        &self,
+        kind: Kind,
+        (key, parent): (&str, &str),
+        labels: &BTreeMap<String, String>,
+        make: impl FnOnce(&Lineage) -> io::Result<()>,
+    ) -> Result<Lineage, StoreError> {
+        let mut connection = self.connection.lock();
+        let work = connection.transaction()?;
+        if find(&work, key)?.is_some() {
+            return Err(StoreError::Exists(key.to_owned()));
+        }
+        let parent = match parent {
+            "" => None,
+            name => match found(&work, name)? {
+                Record { id, kind: Kind::Committed, .. } => Some(id),
+                Record { .. } => {
+                    return Err(StoreError::ParentNotCommitted { parent: name.to_owned() });
+                }
+            },
+        };
+        let now = nanos(SystemTime::now());
+        work.prepare_cached(
+            "INSERT INTO snapshots (name, parent, kind, created, updated, labels) VALUES (?, ?, ?, ?4, ?4, ?)",
+        )?
+        .execute(params![key, parent.map(|id| id.0), kind.number(), now, encode(labels)])?;
+        let id = SnapshotId(work.last_insert_rowid());
+        let lineage = Lineage { id, kind, parents: parents(&work, parent)? };
+        make(&lineage).map_err(StoreError::Folder)?;
+        work.commit()?;
+        Ok(lineage)
+    }
+
+    /// Makes the active snapshot `key` a committed one called `name`, with these labels.
+    pub(crate) fn commit(
+        &self,
+        key: &str,
+        (name, parent): (&str, &str),
+        labels: &BTreeMap<String, String>,
+    ) -> Result<SnapshotId, StoreError> {
+        let mut connection = self.connection.lock();
+        let work = connection.transaction()?;
+        if find(&work, name)?.is_some() {
+            return Err(StoreError::Exists(name.to_owned()));
+        }
+        let record = found(&work, key)?;
+        if record.kind != Kind::Active {
+            return Err(StoreError::NotActive { key: key.to_owned(), kind: record.kind });
+        }
+        let prepared = record.parent.unwrap_or_default();
+        if !parent.is_empty() && parent != prepared {
+            let (key, asked) = (key.to_owned(), parent.to_owned());
+            return Err(StoreError::OtherParent { key, prepared, asked });
+        }
+        let now = nanos(SystemTime::now());
+        work.prepare_cached(
+            "UPDATE snapshots SET name = ?2, kind = ?3, created = ?4, updated = ?4, labels = ?5 WHERE id = ?1",
+        )?
+        .execute(params![record.id.0, name, Kind::Committed.number(), now, encode(labels)])?;
+        work.commit()?;
+        Ok(record.id)
+    }
+
+    /// Forgets a snapshot.
+    pub(crate) fn remove(&self, key: &str) -> Result<SnapshotId, StoreError> {
+        let mut connection = self.connection.lock();
+        let work = connection.transaction()?;
+        let Record { id, .. } = found(&work, key)?;
+        let mut children =
+            work.prepare_cached("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1")?;
+        if children.exists([id.0])? {
+            return Err(StoreError::HasChildren(key.to_owned()));
+        }
+        drop(children);
+        work.prepare_cached("DELETE FROM snapshots WHERE id = ?")?.execute([id.0])?;
+        work.commit()?;
+        Ok(id)
+    }
+
+    /// What is known of a snapshot.
+    pub(crate) fn stat(&self, key: &str) -> Result<Info, StoreError> {
+        let connection = self.connection.lock();
+        info(&connection, key)
+    }
+
+    /// Changes labels, and returns what is known now.
+    pub(crate) fn update(&self, key: &str, update: Update) -> Result<Info, StoreError> {
+        let mut connection = self.connection.lock();
+        let work = connection.transaction()?;
+        let before = info(&work, key)?;
+        let mut labels = match update {
+            Update::Replace(labels) => labels,
+            Update::Set(some) => before.labels.into_iter().chain(some).collect(),
+        };
+        labels.retain(|_, value| !value.is_empty());
+        let now = nanos(SystemTime::now());
+        work.prepare_cached("UPDATE snapshots SET updated = ?2, labels = ?3 WHERE name = ?1")?
+            .execute(params![key, now, encode(&labels)])?;
+        let after = info(&work, key)?;
+        work.commit()?;
+        Ok(after)
+    }
+
+    /// All snapshots.
+    pub(crate) fn list(&self) -> Result<Vec<Info>, StoreError> {
+        let connection = self.connection.lock();
+        let mut all = connection.prepare_cached(&format!("{SELECT_INFO} ORDER BY child.id"))?;
+        let all = all.query_map([], read_info)?;
+        Ok(all.collect::<Result<_, _>>()?)
+    }
+
+    /// What the mounts of a snapshot are made from.
+    pub(crate) fn lineage(&self, key: &str) -> Result<Lineage, StoreError> {
+        let connection = self.connection.lock();
+        let Record { id, kind, parent_id, .. } = found(&connection, key)?;
+        Ok(Lineage { id, kind, parents: parents(&connection, parent_id)? })
+    }
+
+    /// The number of a snapshot, and what it takes if that was measured after its commit.
+    pub(crate) fn usage(&self, key: &str) -> Result<(SnapshotId, Kind, Option<Usage>), StoreError> {
+        let connection = self.connection.lock();
+        let Record { id, kind, usage, .. } = found(&connection, key)?;
+        Ok((id, kind, usage))
+    }
+
+    /// Notes what a committed snapshot takes.
+    pub(crate) fn set_usage(&self, id: SnapshotId, usage: Usage) -> Result<(), StoreError> {
+        let connection = self.connection.lock();
+        let [bytes, inodes] =
+            [usage.bytes, usage.inodes].map(|n| i64::try_from(n).unwrap_or(i64::MAX));
+        connection
+            .prepare_cached(
+                "UPDATE snapshots SET bytes = ?2, inodes = ?3 WHERE id = ?1 AND kind = ?4",
+            )?
+            .execute(params![id.0, bytes, inodes, Kind::Committed.number()])?;
+        Ok(())
+    }
+
+    /// Lets `look` see the numbers of all snapshots, while there can be no new ones.
+    pub(crate) fn with_ids<T>(
+        &self,
+        look: impl FnOnce(&HashSet<SnapshotId>) -> T,
+    ) -> Result<T, StoreError> {
+        let connection = self.connection.lock();
+        let mut all = connection.prepare_cached("SELECT id FROM snapshots")?;
+        let all = all.query_map([], |row| Ok(SnapshotId(row.get(0)?)))?;
+        Ok(look(&all.collect::<Result<_, _>>()?))
+    }
+}
+
+/// A row.
+struct Record {
+    id: SnapshotId,
+    kind: Kind,
+    parent_id: Option<SnapshotId>,
+    parent: Option<String>,
+    usage: Option<Usage>,
+}
+
+fn find(connection: &Connection, key: &str) -> Result<Option<Record>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "SELECT child.id, child.kind, child.parent, parent.name, child.bytes, child.inodes
+         FROM snapshots AS child LEFT JOIN snapshots AS parent ON child.parent = parent.id
+         WHERE child.name = ?",
+    )?;
+    let read = |row: &Row<'_>| {
+        let (bytes, inodes): (Option<i64>, Option<i64>) = (row.get(4)?, row.get(5)?);
+        let count = |n: i64| u64::try_from(n).unwrap_or_default();
+        Ok(Record {
+            id: SnapshotId(row.get(0)?),
+            kind: Kind::of(row.get(1)?),
+            parent_id: row.get::<_, Option<i64>>(2)?.map(SnapshotId),
+            parent: row.get(3)?,
+            usage: bytes
+                .zip(inodes)
+                .map(|(bytes, inodes)| Usage { bytes: count(bytes), inodes: count(inodes) }),
+        })
+    };
+    Ok(select.query_row([key], read).optional()?)
+}
+
+fn found(connection: &Connection, key: &str) -> Result<Record, StoreError> {
+    find(connection, key)?.ok_or_else(|| StoreError::Missing(key.to_owned()))
+}
+
+/// A snapshot and those that it is made on, the nearest first.
+fn parents(
+    connection: &Connection,
+    nearest: Option<SnapshotId>,
+) -> Result<Vec<SnapshotId>, StoreError> {
+    let mut select = connection.prepare_cached(
+        "WITH RECURSIVE line (id, parent, depth) AS (
+             SELECT id, parent, 0 FROM snapshots WHERE id = ?
+             UNION ALL
+             SELECT next.id, next.parent, depth + 1 FROM line JOIN snapshots AS next ON next.id = line.parent
+         ) SELECT id FROM line ORDER BY depth",
+    )?;
+    let line = select.query_map([nearest.map(|id| id.0)], |row| Ok(SnapshotId(row.get(0)?)))?;
+    Ok(line.collect::<Result<_, _>>()?)
+}
+
+fn info(connection: &Connection, key: &str) -> Result<Info, StoreError> {
+    let mut select = connection.prepare_cached(&format!("{SELECT_INFO} WHERE child.name = ?"))?;
+    let info = select.query_row([key], read_info).optional()?;
+    info.ok_or_else(|| StoreError::Missing(key.to_owned()))
+}
+
+const SELECT_INFO: &str =
+    "SELECT child.name, parent.name, child.kind, child.created, child.updated, child.labels
+     FROM snapshots AS child LEFT JOIN snapshots AS parent ON child.parent = parent.id";
+
+fn read_info(row: &Row<'_>) -> rusqlite::Result<Info> {
+    let labels: String = row.get(5)?;
+    let labels = serde_json::from_str(&labels).map_err(|err| {
+        rusqlite::Error::FromSqlConversionFailure(5, rusqlite::types::Type::Text, Box::new(err))
+    })?;
+    Ok(Info {
+        name: row.get(0)?,
+        parent: row.get(1)?,
+        kind: Kind::of(row.get(2)?),
+        created: time(row.get(3)?),
+        updated: time(row.get(4)?),
+        labels,
+    })
+}
+
+fn encode(labels: &BTreeMap<String, String>) -> String {
+    serde_json::to_string(labels).expect("a map of strings is JSON")
+}
+
+/// Nanoseconds since 1970, until the year 2262.
+fn nanos(time: SystemTime) -> i64 {
+    let since = time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+}
+
+fn time(nanos: i64) -> SystemTime {
+    SystemTime::UNIX_EPOCH + Duration::from_nanos(u64::try_from(nanos).unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests;
