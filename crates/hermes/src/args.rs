@@ -281,6 +281,9 @@ pub(crate) struct DaemonTuning {
     /// How long bytes stay after they were read, if others can be given up [default: 60s]
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub(crate) eviction_grace: Option<Duration>,
+    /// Serve containerd as a proxy snapshotter on this unix socket
+    #[arg(long, value_name = "SOCKET")]
+    pub(crate) snapshotter: Option<PathBuf>,
     /// What is not fetched before it is read, to see what it is worth
     #[arg(long, value_enum, value_delimiter = ',', value_name = "RULE")]
     pub(crate) without: Vec<Rule>,

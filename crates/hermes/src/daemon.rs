@@ -116,7 +116,9 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
         }
         systemd.map_or(Ok(()), |systemd| systemd.ready()).context("telling that the daemon serves")
     };
-    let served = runtime.block_on(server::serve(Arc::clone(&daemon), holding, options, ready));
+    let containerd = for_containerd(&daemon, &arguments.tuning)?;
+    let served = server::serve(Arc::clone(&daemon), holding, (options, containerd), ready);
+    let served = runtime.block_on(served);
     if respawn {
         // The keeper was told that this is the end.
         Restarter::Nobody.write_down(&lock)?;
@@ -145,6 +147,25 @@ fn probe_early(daemon: &Arc<Daemon>) -> Result<Option<std::thread::JoinHandle<()
         tracing::debug!(working, "back ends tried");
     };
     Ok(Some(thread.spawn(probe).context("starting a thread")?))
+}
+
+/// Opens what containerd is served with, if it is to be.
+fn for_containerd(daemon: &Daemon, tuning: &DaemonTuning) -> Result<Option<server::ForContainerd>> {
+    let Some(socket) = &tuning.snapshotter else { return Ok(None) };
+    let socket = std::path::absolute(socket).context("finding the socket for containerd")?;
+    if let Some(dir) = socket.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
+    }
+    match snapshotter::Snapshots::open(&daemon.root.join("snapshots")) {
+        Ok(snapshots) => Ok(Some(server::ForContainerd { snapshots: Arc::new(snapshots), socket })),
+        // Containers that run need this daemon more than new ones do.
+        Err(err) if daemon.is_needed() => {
+            let error = crate::failure::in_full(&err.into());
+            tracing::error!(error, "containerd is not served; mounts are");
+            Ok(None)
+        }
+        Err(err) => Err(err.into()),
+    }
 }
 
 /// What to do if the root folder has a daemon already.

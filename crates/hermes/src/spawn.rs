@@ -27,6 +27,9 @@ fn daemon_arguments(common: &GlobalArguments, root: &Path, tuning: &DaemonTuning
     if let Some(grace) = tuning.eviction_grace {
         arguments.extend(["--eviction-grace".into(), format!("{}us", grace.as_micros()).into()]);
     }
+    if let Some(socket) = &tuning.snapshotter {
+        arguments.extend(["--snapshotter".into(), socket.into()]);
+    }
     for rule in &tuning.without {
         arguments.extend(["--without".into(), rule.name().into()]);
     }

@@ -1,7 +1,7 @@
 //! The daemon's socket, and the ends that it watches for: signals, and the keeper's death.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use mounts::Holding;
 use serde_json::Value;
+use snapshotter::Snapshots;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 
 use super::Daemon;
@@ -27,11 +29,17 @@ pub(super) struct ServerOptions {
     pub(super) respawn: bool,
 }
 
+/// What containerd is served with, and where.
+pub(super) struct ForContainerd {
+    pub(super) snapshots: Arc<Snapshots>,
+    pub(super) socket: PathBuf,
+}
+
 /// Serves until SIGTERM or SIGINT; calls `ready` when clients can connect.
 pub(super) async fn serve(
     daemon: Arc<Daemon>,
     holding: Arc<Holding>,
-    options: ServerOptions,
+    (options, containerd): (ServerOptions, Option<ForContainerd>),
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let path = daemon.root.join("daemon.sock");
@@ -42,6 +50,7 @@ pub(super) async fn serve(
     let watched =
         watch_keeper(Arc::clone(&daemon), Arc::clone(&holding), options, Arc::clone(&ending));
     tasks.spawn(watched);
+    let mut containerd = Containerd::serve(containerd)?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hangup = signal(SignalKind::hangup())?;
     // Not before: whoever hears of it may end us gracefully from now on.
@@ -59,6 +68,10 @@ pub(super) async fn serve(
             // Whoever started us has closed the terminal; that is nothing to us.
             _ = hangup.recv() => {}
             Some(_) = tasks.join_next() => {}
+            ended = containerd.ended() => {
+                tracing::error!(error = in_full(&ended), "containerd is not served any more; ending");
+                break;
+            }
             // The kernel tells nobody when the last user of a detached mount has gone.
             () = tokio::time::sleep(REAP_AGAIN), if daemon.front_ends.has_detached() => {
                 let daemon = Arc::clone(&daemon);
@@ -68,9 +81,57 @@ pub(super) async fn serve(
     }
     // The watch may be waiting on a thread that cannot be interrupted.
     ending.store(true, Ordering::Release);
+    containerd.stop().await;
     tasks.shutdown().await;
     std::fs::remove_file(&path).ok();
     finish(daemon, holding).await
+}
+
+/// The server of containerd's calls, if there is one.
+struct Containerd {
+    /// Its only task.
+    server: JoinSet<Result<()>>,
+    socket: Option<PathBuf>,
+    stop: Arc<Notify>,
+}
+
+impl Containerd {
+    fn serve(what: Option<ForContainerd>) -> Result<Self> {
+        let (mut server, stop) = (JoinSet::new(), Arc::new(Notify::new()));
+        let Some(ForContainerd { snapshots, socket }) = what else {
+            return Ok(Self { server, socket: None, stop });
+        };
+        let listener =
+            listen(&socket).with_context(|| format!("listening at {}", socket.display()))?;
+        tracing::info!(socket = %socket.display(), "containerd is served");
+        let stopped = Arc::clone(&stop);
+        server.spawn(async move {
+            snapshotter::serve(listener, snapshots, stopped.notified()).await?;
+            Ok(())
+        });
+        Ok(Self { server, socket: Some(socket), stop })
+    }
+
+    /// Why it ended, which it should not; waits for ever if there is none.
+    async fn ended(&mut self) -> anyhow::Error {
+        match self.server.join_next().await {
+            None => std::future::pending().await,
+            Some(Ok(Ok(()))) => anyhow::anyhow!("it was told to stop"),
+            Some(Ok(Err(err))) => err,
+            Some(Err(err)) => err.into(),
+        }
+    }
+
+    /// Lets the calls end that have begun.
+    async fn stop(mut self) {
+        let Some(socket) = self.socket.take() else { return };
+        // First, so that nobody connects who would not be answered.
+        std::fs::remove_file(&socket).ok();
+        self.stop.notify_one();
+        if tokio::time::timeout(LAST_CALLS, self.server.join_next()).await.is_err() {
+            tracing::warn!("calls of containerd were broken off");
+        }
+    }
 }
 
 /// Commands wait for the socket to appear, so it is there only when it listens.
@@ -235,6 +296,8 @@ async fn send(writer: &mut OwnedWriteHalf, reply: &Reply) -> io::Result<()> {
     writer.write_all(&line).await
 }
 
+/// How long calls that have begun may take when the daemon ends.
+const LAST_CALLS: Duration = Duration::from_secs(5);
 const REAP_AGAIN: Duration = Duration::from_millis(500);
 const LET_GO: Duration = Duration::from_secs(1);
 const SOON: Duration = Duration::from_millis(20);
