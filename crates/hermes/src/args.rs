@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::pattern::Pattern;
+
 /// Starts containers from unmodified OCI images before the image is downloaded.
 #[derive(Debug, Parser)]
 #[command(name = "hermes", version, max_term_width = 100, after_help = EXIT_CODES)]
@@ -284,6 +286,10 @@ pub(crate) struct DaemonTuning {
     /// Serve containerd as a proxy snapshotter on this unix socket
     #[arg(long, value_name = "SOCKET")]
     pub(crate) snapshotter: Option<PathBuf>,
+    /// Images that containerd need not unpack if they have an index: `*` is anything without a slash,
+    /// `**` anything, in references such as docker.io/library/nginx:1
+    #[arg(long, value_name = "PATTERN", requires = "snapshotter")]
+    pub(crate) lazy: Vec<Pattern>,
     /// What is not fetched before it is read, to see what it is worth
     #[arg(long, value_enum, value_delimiter = ',', value_name = "RULE")]
     pub(crate) without: Vec<Rule>,

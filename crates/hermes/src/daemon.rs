@@ -2,6 +2,7 @@
 
 mod cache_requests;
 mod images;
+mod lazy;
 mod names;
 mod receive;
 mod report;
@@ -116,7 +117,7 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
         }
         systemd.map_or(Ok(()), |systemd| systemd.ready()).context("telling that the daemon serves")
     };
-    let containerd = for_containerd(&daemon, &arguments.tuning)?;
+    let containerd = for_containerd(&daemon, common, &arguments.tuning, runtime.handle())?;
     let served = server::serve(Arc::clone(&daemon), holding, (options, containerd), ready);
     let served = runtime.block_on(served);
     if respawn {
@@ -150,13 +151,21 @@ fn probe_early(daemon: &Arc<Daemon>) -> Result<Option<std::thread::JoinHandle<()
 }
 
 /// Opens what containerd is served with, if it is to be.
-fn for_containerd(daemon: &Daemon, tuning: &DaemonTuning) -> Result<Option<server::ForContainerd>> {
+fn for_containerd(
+    daemon: &Arc<Daemon>,
+    common: &GlobalArguments,
+    tuning: &DaemonTuning,
+    runtime: &Handle,
+) -> Result<Option<server::ForContainerd>> {
     let Some(socket) = &tuning.snapshotter else { return Ok(None) };
     let socket = std::path::absolute(socket).context("finding the socket for containerd")?;
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     }
-    match snapshotter::Snapshots::open(&daemon.root.join("snapshots")) {
+    let access = crate::registries::access(&common.registry)?;
+    let patterns = tuning.lazy.clone();
+    let images = lazy::ForContainerd::new(Arc::clone(daemon), runtime.clone(), access, patterns);
+    match snapshotter::Snapshots::open(&daemon.root.join("snapshots"), Some(Arc::new(images))) {
         Ok(snapshots) => Ok(Some(server::ForContainerd { snapshots: Arc::new(snapshots), socket })),
         // Containers that run need this daemon more than new ones do.
         Err(err) if daemon.is_needed() => {

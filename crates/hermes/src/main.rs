@@ -10,6 +10,7 @@ mod failure;
 mod index_commands;
 mod mount_commands;
 mod output;
+mod pattern;
 mod program_files;
 mod protocol;
 mod registries;

@@ -29,6 +29,14 @@ fn daemon_arguments(common: &GlobalArguments, root: &Path, tuning: &DaemonTuning
     }
     if let Some(socket) = &tuning.snapshotter {
         arguments.extend(["--snapshotter".into(), socket.into()]);
+        for pattern in &tuning.lazy {
+            arguments.extend(["--lazy".into(), pattern.as_str().into()]);
+        }
+        // Mounts bring their own, containerd's images have none.
+        arguments.extend(["--hosts-dir".into(), common.registry.hosts_dir.clone().into()]);
+        if let Some(config) = &common.registry.docker_config {
+            arguments.extend(["--docker-config".into(), config.into()]);
+        }
     }
     for rule in &tuning.without {
         arguments.extend(["--without".into(), rule.name().into()]);

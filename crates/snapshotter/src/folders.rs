@@ -43,6 +43,13 @@ pub(crate) fn make(dir: &Path, lineage: &Lineage) -> io::Result<()> {
     Ok(())
 }
 
+/// Makes the folder of a lazy snapshot, for the image to be mounted on.
+pub(crate) fn make_mount_point(dir: &Path, id: SnapshotId) -> io::Result<()> {
+    remove_all(&folder(dir, id))?;
+    DirBuilder::new().mode(0o700).create(folder(dir, id))?;
+    fs::create_dir(content(dir, id))
+}
+
 /// The snapshots that have a folder.
 pub(crate) fn all(dir: &Path) -> io::Result<Vec<SnapshotId>> {
     let mut found = Vec::new();
@@ -121,7 +128,7 @@ mod tests {
     fn files_with_several_names_are_counted_once() {
         let dir = TempDir::new().unwrap();
         let id = SnapshotId(3);
-        make(dir.path(), &Lineage { id, kind: Kind::Active, parents: vec![] }).unwrap();
+        make(dir.path(), &Lineage { id, kind: Kind::Active, parents: vec![], lazy: None }).unwrap();
         let empty = usage(dir.path(), id).unwrap();
         let file = content(dir.path(), id).join("file");
         fs::write(&file, [1; 10_000]).unwrap();
@@ -134,7 +141,8 @@ mod tests {
     #[test]
     fn what_an_unfinished_transaction_left_is_replaced() {
         let dir = TempDir::new().unwrap();
-        let lineage = Lineage { id: SnapshotId(3), kind: Kind::Active, parents: vec![] };
+        let lineage =
+            Lineage { id: SnapshotId(3), kind: Kind::Active, parents: vec![], lazy: None };
         make(dir.path(), &lineage).unwrap();
         fs::write(content(dir.path(), lineage.id).join("stale"), b"x").unwrap();
         make(dir.path(), &lineage).unwrap();

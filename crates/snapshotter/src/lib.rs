@@ -8,11 +8,13 @@
 mod api;
 mod filter;
 mod folders;
+mod lazy;
 mod mounts;
 mod service;
 mod snapshots;
 mod store;
 
+pub use lazy::{LazyError, LazyImages, LazyLayer, WantedLayer};
 pub use service::{ServeError, serve};
 pub use snapshots::{OpenError, Snapshots};
 pub use store::OpenStoreError;

@@ -53,7 +53,7 @@ mod tests {
     #[track_caller]
     fn check(kind: Kind, parents: &[i64], expected: &str) {
         let parents = parents.iter().copied().map(SnapshotId).collect();
-        let lineage = Lineage { id: SnapshotId(9), kind, parents };
+        let lineage = Lineage { id: SnapshotId(9), kind, parents, lazy: None };
         let Mount { kind, source, options } =
             of(Path::new("/s"), &lineage, &["index=off".to_owned()]);
         assert_eq!(format!("{kind} {source} {}", options.join(",")), expected);

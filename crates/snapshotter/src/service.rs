@@ -82,6 +82,7 @@ impl CallError {
                 StoreError::Folder(err) if err.kind() == io::ErrorKind::StorageFull => {
                     Code::ResourceExhausted
                 }
+                StoreError::Mount { .. } => Code::Unavailable,
                 StoreError::Folder(_) | StoreError::Database(_) => Code::Internal,
             },
             Self::Filter(_) | Self::Field(_) | Self::NoInfo => Code::InvalidArgument,
@@ -103,7 +104,12 @@ impl Service {
             let took = begin.elapsed();
             match &result {
                 Ok(_) => tracing::debug!(call = name, key, ?took, "containerd was answered"),
-                Err(err) if matches!(err.code(), Code::Internal | Code::ResourceExhausted) => {
+                Err(err)
+                    if matches!(
+                        err.code(),
+                        Code::Internal | Code::ResourceExhausted | Code::Unavailable
+                    ) =>
+                {
                     tracing::error!(call = name, key, error = in_full(err), "a call failed");
                 }
                 Err(err) => {

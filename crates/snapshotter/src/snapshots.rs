@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
 use crate::folders;
+use crate::lazy::{LazyImages, LazyLayer, TARGET, WantedLayer};
 use crate::mounts::{self, Mount};
 use crate::store::{Info, Kind, OpenStoreError, SnapshotId, Store, StoreError, Update, Usage};
 
@@ -17,8 +18,16 @@ pub struct Snapshots {
     dir: PathBuf,
     store: Arc<Store>,
     overlay_options: Vec<String>,
-    /// Committed snapshots that are to be measured.
-    measure: mpsc::Sender<SnapshotId>,
+    images: Option<Arc<dyn LazyImages>>,
+    chores: mpsc::Sender<Chore>,
+}
+
+/// What can be done while nobody waits.
+enum Chore {
+    /// Find out what a committed snapshot takes.
+    Measure(SnapshotId),
+    /// Mount a lazy image, for which a container is likely to come next.
+    Mount(SnapshotId, LazyLayer),
 }
 
 /// The snapshots of a folder cannot be served.
@@ -47,12 +56,12 @@ pub enum OpenError {
 }
 
 impl Snapshots {
-    /// Opens the snapshots in `dir`, which is made if need be. What removed ones have left is put away
-    /// meanwhile.
+    /// Opens the snapshots in `dir`, which is made if need be. `images` says what needs no unpacking. What
+    /// removed snapshots have left is put away meanwhile.
     ///
     /// # Errors
     /// When the store is lost, damaged or of a later version, and when the folder cannot be used.
-    pub fn open(dir: &Path) -> Result<Self, OpenError> {
+    pub fn open(dir: &Path, images: Option<Arc<dyn LazyImages>>) -> Result<Self, OpenError> {
         let io = |what: String| move |source| OpenError::Io { what, source };
         let path = dir.to_string_lossy();
         if let Some(character) = path.chars().find(|c| [':', ',', '\\'].contains(c)) {
@@ -64,30 +73,83 @@ impl Snapshots {
             .create(dir)
             .map_err(io(format!("making {}", dir.display())))?;
         let store = Arc::new(Store::open(dir)?);
-        let (measure, measured) = mpsc::channel();
-        let (of_thread, dir_of_thread) = (Arc::clone(&store), dir.to_owned());
+        let (chores, to_do) = mpsc::channel();
+        let overlay_options = mounts::overlay_options();
+        let snapshots = Self { dir: dir.to_owned(), store, overlay_options, images, chores };
+        let (dir, store) = (snapshots.dir.clone(), Arc::clone(&snapshots.store));
+        let images = snapshots.images.clone();
         let work = move || {
-            clean_up(&dir_of_thread, &of_thread);
-            for id in measured {
-                measure_committed(&dir_of_thread, &of_thread, id);
+            clean_up(&dir, &store, images.as_deref());
+            for chore in to_do {
+                match chore {
+                    Chore::Measure(id) => measure_committed(&dir, &store, id),
+                    Chore::Mount(id, layer) => mount_ahead(&dir, images.as_deref(), id, &layer),
+                }
             }
         };
         let thread = std::thread::Builder::new().name("snapshots".to_owned()).spawn(work);
         thread.map_err(io("starting a thread".to_owned()))?;
-        let overlay_options = mounts::overlay_options();
-        Ok(Self { dir: dir.to_owned(), store, overlay_options, measure })
+        Ok(snapshots)
     }
 
-    /// Makes a snapshot that is written, or one that is read.
+    /// Makes a snapshot that is written, or one that is read. One that containerd would unpack a layer into
+    /// is not made if the layer needs no unpacking: then there is what it wants to make of it, which it is
+    /// told by [`StoreError::Exists`].
     pub(crate) fn create(
         &self,
         kind: Kind,
-        names: (&str, &str),
+        (key, parent): (&str, &str),
         labels: &BTreeMap<String, String>,
     ) -> Result<Mount, StoreError> {
+        if let (Kind::Active, Some(images)) = (kind, &self.images) {
+            self.find_lazy(images.as_ref(), parent, labels)?;
+        }
+        if !parent.is_empty() {
+            // The folder is to look like its parent's.
+            self.mount_lazy(&self.store.ancestry(parent)?)?;
+        }
         let make = |lineage: &_| folders::make(&self.dir, lineage);
-        let lineage = self.store.create(kind, names, labels, make)?;
+        let lineage = self.store.create(kind, (key, parent), labels, make)?;
         Ok(mounts::of(&self.dir, &lineage, &self.overlay_options))
+    }
+
+    /// Fails with [`StoreError::Exists`] if what containerd wants to unpack is there, or needs no unpacking.
+    fn find_lazy(
+        &self,
+        images: &dyn LazyImages,
+        parent: &str,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<(), StoreError> {
+        let Some(target) = labels.get(TARGET) else { return Ok(()) };
+        match self.store.stat(target) {
+            Ok(_) => return Err(StoreError::Exists(target.clone())),
+            Err(StoreError::Missing(_)) => {}
+            Err(err) => return Err(err),
+        }
+        let Some(wanted) = WantedLayer::new(labels, self.store.height(parent)?) else {
+            return Ok(());
+        };
+        let Some(layer) = images.find(&wanted) else { return Ok(()) };
+        let make = |id| folders::make_mount_point(&self.dir, id);
+        let id = self.store.create_lazy((target, parent), labels, &layer, make)?;
+        tracing::info!(image = layer.image, layer = wanted.layer, "a layer needs no unpacking");
+        if layer.is_whole {
+            // If the thread is gone, the first container mounts it.
+            self.chores.send(Chore::Mount(id, layer)).unwrap_or_default();
+        }
+        Err(StoreError::Exists(target.clone()))
+    }
+
+    /// Sees to it that the lazy image below a snapshot is mounted.
+    fn mount_lazy(
+        &self,
+        (parents, lazy): &(Vec<SnapshotId>, Option<LazyLayer>),
+    ) -> Result<(), StoreError> {
+        let (Some(id), Some(layer)) = (parents.last(), lazy) else { return Ok(()) };
+        let failed = |source| StoreError::Mount { image: layer.image.clone(), source };
+        let images =
+            self.images.as_ref().ok_or_else(|| failed("lazy images are switched off".into()))?;
+        images.mount(layer, &folders::content(&self.dir, *id)).map_err(failed)
     }
 
     /// How a snapshot is mounted that was prepared or viewed.
@@ -96,6 +158,8 @@ impl Snapshots {
         if lineage.kind == Kind::Committed {
             return Err(StoreError::NoMounts { key: key.to_owned() });
         }
+        // After a restart of the machine it is not.
+        self.mount_lazy(&(lineage.parents.clone(), lineage.lazy.clone()))?;
         Ok(mounts::of(&self.dir, &lineage, &self.overlay_options))
     }
 
@@ -109,13 +173,17 @@ impl Snapshots {
     ) -> Result<(), StoreError> {
         let id = self.store.commit(key, names, labels)?;
         // If its thread is gone, it is measured when somebody asks.
-        self.measure.send(id).unwrap_or_default();
+        self.chores.send(Chore::Measure(id)).unwrap_or_default();
         Ok(())
     }
 
     /// Forgets a snapshot; its folder goes with the next [`clean_up`](Self::clean_up).
     pub(crate) fn remove(&self, key: &str) -> Result<(), StoreError> {
-        self.store.remove(key).map(drop)
+        let id = self.store.remove(key)?;
+        if let Some(images) = &self.images {
+            unmount(&self.dir, images.as_ref(), id);
+        }
+        Ok(())
     }
 
     pub(crate) fn stat(&self, key: &str) -> Result<Info, StoreError> {
@@ -145,7 +213,7 @@ impl Snapshots {
 
     /// Removes the folders that belong to no snapshot.
     pub(crate) fn clean_up(&self) {
-        clean_up(&self.dir, &self.store);
+        clean_up(&self.dir, &self.store, self.images.as_deref());
     }
 }
 
@@ -156,11 +224,32 @@ fn measure_committed(dir: &Path, store: &Store, id: SnapshotId) {
     }
 }
 
-fn clean_up(dir: &Path, store: &Store) {
+fn mount_ahead(dir: &Path, images: Option<&dyn LazyImages>, id: SnapshotId, layer: &LazyLayer) {
+    let mounted = images.map(|images| images.mount(layer, &folders::content(dir, id)));
+    if let Some(Err(error)) = mounted {
+        let image = &layer.image;
+        tracing::warn!(image, error = %causes::in_full(error.as_ref()), "the first container will mount the image");
+    }
+}
+
+fn unmount(dir: &Path, images: &dyn LazyImages, id: SnapshotId) {
+    if let Err(error) = images.unmount(&folders::content(dir, id)) {
+        let error = causes::in_full(error.as_ref());
+        tracing::warn!(id = id.0, error, "the image of a removed snapshot stays mounted");
+    }
+}
+
+fn clean_up(dir: &Path, store: &Store, images: Option<&dyn LazyImages>) {
     let orphans = store.with_ids(|known: &HashSet<SnapshotId>| {
         let unknown = folders::all(dir)?.into_iter().filter(|id| !known.contains(id));
         // Out of the way at once: the number of one whose transaction did not end is given out again.
-        unknown.map(|id| folders::put_away(dir, id)).collect::<io::Result<Vec<_>>>()
+        let put_away = |id| {
+            if let Some(images) = images {
+                unmount(dir, images, id);
+            }
+            folders::put_away(dir, id)
+        };
+        unknown.map(put_away).collect::<io::Result<Vec<_>>>()
     });
     let removed = match orphans {
         Ok(Ok(_)) => folders::remove_put_away(dir),

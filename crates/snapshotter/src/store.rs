@@ -13,6 +13,8 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use crate::lazy::{LazyError, LazyLayer};
+
 pub use open::OpenStoreError;
 
 /// The number of a snapshot, and the name of its folder. Never used twice.
@@ -46,8 +48,10 @@ pub(crate) struct Info {
 pub(crate) struct Lineage {
     pub(crate) id: SnapshotId,
     pub(crate) kind: Kind,
-    /// The nearest first.
+    /// The nearest first, to the first lazy one: that has what all below it have.
     pub(crate) parents: Vec<SnapshotId>,
+    /// What the last of the parents is, if that is lazy.
+    pub(crate) lazy: Option<LazyLayer>,
 }
 
 /// What a snapshot takes of the disk, without its parents.
@@ -86,6 +90,12 @@ pub(crate) enum StoreError {
     HasChildren(String),
     #[error("making the folder of a snapshot")]
     Folder(#[source] io::Error),
+    #[error("mounting {image}")]
+    Mount {
+        image: String,
+        #[source]
+        source: LazyError,
+    },
     #[error("the metadata store")]
     Database(#[from] rusqlite::Error),
 }
@@ -152,10 +162,53 @@ impl Store {
         )?
         .execute(params![key, parent.map(|id| id.0), kind.number(), now, encode(labels)])?;
         let id = SnapshotId(work.last_insert_rowid());
-        let lineage = Lineage { id, kind, parents: parents(&work, parent)? };
+        let (parents, lazy) = parents(&work, parent)?;
+        let lineage = Lineage { id, kind, parents, lazy };
         make(&lineage).map_err(StoreError::Folder)?;
         work.commit()?;
         Ok(lineage)
+    }
+
+    /// Notes a committed snapshot that needs no unpacking. `make` makes its folder.
+    pub(crate) fn create_lazy(
+        &self,
+        (name, parent): (&str, &str),
+        labels: &BTreeMap<String, String>,
+        lazy: &LazyLayer,
+        make: impl FnOnce(SnapshotId) -> io::Result<()>,
+    ) -> Result<SnapshotId, StoreError> {
+        let mut connection = self.connection.lock();
+        let work = connection.transaction()?;
+        if find(&work, name)?.is_some() {
+            return Err(StoreError::Exists(name.to_owned()));
+        }
+        let parent = match parent {
+            "" => None,
+            parent => Some(found(&work, parent)?.id.0),
+        };
+        let lazy = serde_json::to_string(lazy).expect("strings and numbers are JSON");
+        let now = nanos(SystemTime::now());
+        work.prepare_cached(
+            "INSERT INTO snapshots (name, parent, kind, created, updated, labels, lazy, bytes, inodes)
+             VALUES (?, ?, ?, ?4, ?4, ?, ?, 0, 0)",
+        )?
+        .execute(params![name, parent, Kind::Committed.number(), now, encode(labels), lazy])?;
+        let id = SnapshotId(work.last_insert_rowid());
+        make(id).map_err(StoreError::Folder)?;
+        work.commit()?;
+        Ok(id)
+    }
+
+    /// How many snapshots `name` stands on, itself included; none for no name.
+    pub(crate) fn height(&self, name: &str) -> Result<u32, StoreError> {
+        let connection = self.connection.lock();
+        let mut count = connection.prepare_cached(
+            "WITH RECURSIVE line (parent) AS (
+                 SELECT parent FROM snapshots WHERE name = ?
+                 UNION ALL SELECT next.parent FROM line JOIN snapshots AS next ON next.id = line.parent
+             ) SELECT count(*) FROM line",
+        )?;
+        Ok(count.query_row([name], |row| row.get(0))?)
     }
 
     /// Makes the active snapshot `key` a committed one called `name`, with these labels.
@@ -240,7 +293,18 @@ impl Store {
     pub(crate) fn lineage(&self, key: &str) -> Result<Lineage, StoreError> {
         let connection = self.connection.lock();
         let Record { id, kind, parent_id, .. } = found(&connection, key)?;
-        Ok(Lineage { id, kind, parents: parents(&connection, parent_id)? })
+        let (parents, lazy) = parents(&connection, parent_id)?;
+        Ok(Lineage { id, kind, parents, lazy })
+    }
+
+    /// A snapshot and those that it is made on, the nearest first, to the first lazy one.
+    pub(crate) fn ancestry(
+        &self,
+        name: &str,
+    ) -> Result<(Vec<SnapshotId>, Option<LazyLayer>), StoreError> {
+        let connection = self.connection.lock();
+        let Record { id, .. } = found(&connection, name)?;
+        parents(&connection, Some(id))
     }
 
     /// The number of a snapshot, and what it takes if that was measured after its commit.
@@ -310,20 +374,32 @@ fn found(connection: &Connection, key: &str) -> Result<Record, StoreError> {
     find(connection, key)?.ok_or_else(|| StoreError::Missing(key.to_owned()))
 }
 
-/// A snapshot and those that it is made on, the nearest first.
+/// A snapshot and those that it is made on, the nearest first, to the first lazy one.
 fn parents(
     connection: &Connection,
     nearest: Option<SnapshotId>,
-) -> Result<Vec<SnapshotId>, StoreError> {
+) -> Result<(Vec<SnapshotId>, Option<LazyLayer>), StoreError> {
     let mut select = connection.prepare_cached(
-        "WITH RECURSIVE line (id, parent, depth) AS (
-             SELECT id, parent, 0 FROM snapshots WHERE id = ?
+        "WITH RECURSIVE line (id, parent, lazy, depth) AS (
+             SELECT id, parent, lazy, 0 FROM snapshots WHERE id = ?
              UNION ALL
-             SELECT next.id, next.parent, depth + 1 FROM line JOIN snapshots AS next ON next.id = line.parent
-         ) SELECT id FROM line ORDER BY depth",
+             SELECT next.id, next.parent, next.lazy, depth + 1
+             FROM line JOIN snapshots AS next ON next.id = line.parent WHERE line.lazy IS NULL
+         ) SELECT id, lazy FROM line ORDER BY depth",
     )?;
-    let line = select.query_map([nearest.map(|id| id.0)], |row| Ok(SnapshotId(row.get(0)?)))?;
-    Ok(line.collect::<Result<_, _>>()?)
+    let (mut parents, mut lowest) = (Vec::new(), None);
+    let mut line = select.query([nearest.map(|id| id.0)])?;
+    while let Some(row) = line.next()? {
+        parents.push(SnapshotId(row.get(0)?));
+        lowest = row.get::<_, Option<String>>(1)?;
+    }
+    let lazy = lowest.map(|text| serde_json::from_str(&text)).transpose();
+    Ok((parents, lazy.map_err(|err| not_json(1, err))?))
+}
+
+fn not_json(column: usize, err: serde_json::Error) -> rusqlite::Error {
+    let text = rusqlite::types::Type::Text;
+    rusqlite::Error::FromSqlConversionFailure(column, text, Box::new(err))
 }
 
 fn info(connection: &Connection, key: &str) -> Result<Info, StoreError> {
@@ -338,9 +414,7 @@ const SELECT_INFO: &str =
 
 fn read_info(row: &Row<'_>) -> rusqlite::Result<Info> {
     let labels: String = row.get(5)?;
-    let labels = serde_json::from_str(&labels).map_err(|err| {
-        rusqlite::Error::FromSqlConversionFailure(5, rusqlite::types::Type::Text, Box::new(err))
-    })?;
+    let labels = serde_json::from_str(&labels).map_err(|err| not_json(5, err))?;
     Ok(Info {
         name: row.get(0)?,
         parent: row.get(1)?,

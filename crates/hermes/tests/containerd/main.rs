@@ -6,9 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use serde_json::Value;
 use testnode::{
-    Cache, Containerd, ContainerdVersion, Daemon, Network, Node, NodeOptions, busybox_image,
-    proxy_config, wait_until,
+    Cache, Containerd, ContainerdVersion, Daemon, Network, Node, NodeOptions, Registry,
+    busybox_image, lazy_pull_config, proxy_config, wait_until,
 };
 
 /// Where containerd finds Hermes in the node.
@@ -26,12 +27,41 @@ fn node() -> Node {
 }
 
 fn start(node: &Node) -> Daemon {
-    let arguments =
-        ["--log", "info,snapshotter=debug", "daemon", "--no-respawn", "--snapshotter", SOCKET];
+    let arguments = ["--log", "info,snapshotter=debug", "daemon", "--no-respawn"];
+    let served = ["--snapshotter", SOCKET, "--lazy", "127.0.0.1:5000/lazy*"];
+    let arguments = [arguments.as_slice(), &served].concat();
     let mut daemon = node.spawn("hermes", "hermes", &arguments).unwrap();
     let socket = node.path(SOCKET);
     daemon.wait_ready("its socket", || Ok(UnixStream::connect(&socket).is_ok())).unwrap();
     daemon
+}
+
+/// An image of three layers that was pulled.
+struct Pulled {
+    containerd: Containerd,
+    image: String,
+    /// Where the bytes come from that were not.
+    _registry: Registry,
+}
+
+/// Pulls an image of three layers as `ctr` does that tells the snapshotter about layers.
+fn pull(node: &Node, version: ContainerdVersion, name: &str, with_index: bool) -> Pulled {
+    let registry = node.registry(5000).unwrap();
+    let image = busybox_image(node, &registry, name).unwrap();
+    if with_index {
+        for command in ["build", "push"] {
+            let builder = ["--root", "/var/lib/hermes/builder", "index", command, &image];
+            node.run("hermes", &builder).unwrap();
+        }
+    }
+    let containerd = node.containerd(version, &lazy_pull_config("hermes", SOCKET)).unwrap();
+    containerd.ctr(&["image", "pull", "--plain-http", "--snapshotter", "hermes", &image]).unwrap();
+    Pulled { containerd, image, _registry: registry }
+}
+
+/// How many blobs containerd has; of an image that was not unpacked manifest and configuration.
+fn n_blobs(containerd: &Containerd) -> usize {
+    containerd.ctr(&["content", "ls", "--quiet"]).unwrap().lines().count()
 }
 
 fn run(containerd: &Containerd, image: &str, name: &str) -> String {
@@ -112,6 +142,118 @@ fn snapshots_outlive_the_daemon_on_containerd_2_1() {
 #[test]
 fn snapshots_outlive_the_daemon_on_containerd_2_4() {
     snapshots_outlive_the_daemon(ContainerdVersion::Newest);
+}
+
+/// No layer is fetched by containerd, the daemon is killed under a container and between two, and nothing
+/// stays behind.
+fn images_are_lazy(version: ContainerdVersion) {
+    let node = node();
+    let daemon = start(&node);
+    let Pulled { containerd, image, _registry } = pull(&node, version, "lazy:1", true);
+    assert_eq!(n_blobs(&containerd), 2, "{}", daemon.log());
+    check(&run(&containerd, &image, "one"));
+    let long = ["run", "--detach", "--snapshotter", "hermes", &image, "long", "/bin/sleep", "1000"];
+    containerd.ctr(&long).unwrap();
+    daemon.kill().unwrap();
+    let daemon = start(&node);
+    let list = || containerd.ctr(&["snapshots", "--snapshotter", "hermes", "list"]);
+    wait_until("containerd to find the daemon", PATIENCE, || Ok(list().is_ok())).unwrap();
+    let inside = ["task", "exec", "--exec-id", "look", "long", "/app/run"];
+    check(&containerd.ctr(&inside).unwrap());
+    check(&run(&containerd, &image, "two"));
+    assert_eq!(list().unwrap().matches("Committed").count(), 3);
+    containerd.ctr(&["task", "kill", "--signal", "KILL", "long"]).unwrap();
+    containerd.ctr(&["task", "delete", "long"]).unwrap_or_default();
+    containerd.ctr(&["container", "delete", "long"]).unwrap();
+    containerd.ctr(&["image", "rm", "--sync", &image]).unwrap();
+    assert_eq!(list().unwrap().lines().count(), 1, "{}", list().unwrap());
+    let mounted = || node.run("hermes", &["--output", "json", "status"]);
+    wait_until("mounts to go", PATIENCE, || Ok(mounted()?.contains("\"mounts\": []"))).unwrap();
+    assert!(daemon.stop().unwrap().success());
+}
+
+#[test]
+fn images_are_lazy_on_containerd_2_1() {
+    images_are_lazy(ContainerdVersion::Packaged);
+}
+
+#[test]
+fn images_are_lazy_on_containerd_2_4() {
+    images_are_lazy(ContainerdVersion::Newest);
+}
+
+#[test]
+fn a_complete_image_starts_after_a_reboot_without_its_registry() {
+    let node = node();
+    let daemon = start(&node);
+    let Pulled { containerd, image, _registry } =
+        pull(&node, ContainerdVersion::Newest, "lazy:1", true);
+    let status = || -> Value {
+        serde_json::from_str(&node.run("hermes", &["--output", "json", "status"]).unwrap()).unwrap()
+    };
+    let is_sealed = || Ok(status()["mounts"][0]["sealed"] == true);
+    wait_until("the image to be complete", PATIENCE, is_sealed).unwrap();
+    // What a reboot takes: both processes, and the mounts.
+    let keeper = status()["keeper"]["pid"].to_string();
+    daemon.kill().unwrap();
+    node.run("kill", &["-KILL", &keeper]).unwrap();
+    let unmount =
+        "umount --lazy /var/lib/hermes/snapshots/*/fs || true; mount | grep -c erofs || true";
+    assert_eq!(node.bash(unmount).unwrap().trim(), "0");
+    drop(_registry);
+    let _daemon = start(&node);
+    let list = || containerd.ctr(&["snapshots", "--snapshotter", "hermes", "list"]);
+    wait_until("containerd to find the daemon", PATIENCE, || Ok(list().is_ok())).unwrap();
+    check(&run(&containerd, &image, "one"));
+}
+
+#[test]
+fn the_lower_layers_of_a_lazy_image_are_an_image_too() {
+    let node = node();
+    let _daemon = start(&node);
+    let Pulled { containerd, _registry, .. } =
+        pull(&node, ContainerdVersion::Newest, "lazy:1", true);
+    let snapshots = |args: &[&str]| {
+        containerd.ctr(&[&["snapshots", "--snapshotter", "hermes"], args].concat()).unwrap()
+    };
+    let list = snapshots(&["list"]);
+    let rows = list.lines().skip(1).map(|line| line.split_whitespace().collect::<Vec<_>>());
+    let rows: Vec<_> = rows.collect();
+    // The one in the middle has a parent, and is one.
+    let is_parent = |name: &str| rows.iter().any(|row| row.len() == 3 && row[1] == name);
+    let middle = rows.iter().find(|row| row.len() == 3 && is_parent(row[0])).unwrap()[0];
+    snapshots(&["prepare", "part", middle]);
+    let mount = snapshots(&["mounts", "/mnt", "part"]);
+    let seen =
+        node.bash(&format!("{mount}\nls /mnt /mnt/data; sha256sum < /mnt/data/numbers")).unwrap();
+    assert!(seen.contains("removed") && !seen.contains("app"), "{seen}");
+    assert!(
+        seen.contains("90433fcbd9e16297e6a7c1dacb1056394743194776e52f78ebf0a44b80b6b14f"),
+        "{seen}"
+    );
+    node.run("umount", &["/mnt"]).unwrap();
+}
+
+#[test]
+fn an_image_that_no_pattern_selects_is_unpacked() {
+    let node = node();
+    let daemon = start(&node);
+    let Pulled { containerd, image, _registry } =
+        pull(&node, ContainerdVersion::Newest, "other:1", true);
+    assert_eq!(n_blobs(&containerd), 5);
+    check(&run(&containerd, &image, "one"));
+    assert!(!daemon.log().contains("not lazy"), "nothing is asked about it");
+}
+
+#[test]
+fn an_image_without_an_index_is_unpacked_and_the_log_says_why() {
+    let node = node();
+    let daemon = start(&node);
+    let Pulled { containerd, image, _registry } =
+        pull(&node, ContainerdVersion::Newest, "lazy:1", false);
+    assert_eq!(n_blobs(&containerd), 5);
+    check(&run(&containerd, &image, "one"));
+    assert!(daemon.log().contains("no index in the registry"), "{}", daemon.log());
 }
 
 #[test]

@@ -150,7 +150,8 @@ const FILE: &str = "metadata.db";
 
 const VERSION: i64 = 1;
 
-/// Times are in nanoseconds since 1970; labels are a JSON object; usage is absent until it was measured.
+/// Times are in nanoseconds since 1970; labels are a JSON object, and `lazy` a [`LazyLayer`](crate::LazyLayer) of a
+/// snapshot that was not unpacked; usage is absent until it was measured.
 const SCHEMA: &str = "
 CREATE TABLE snapshots (
     id INTEGER PRIMARY KEY AUTOINCREMENT,
@@ -160,6 +161,7 @@ CREATE TABLE snapshots (
     created INTEGER NOT NULL,
     updated INTEGER NOT NULL,
     labels TEXT NOT NULL,
+    lazy TEXT,
     bytes INTEGER,
     inodes INTEGER
 ) STRICT;

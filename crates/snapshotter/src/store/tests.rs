@@ -55,6 +55,34 @@ fn ancestors_come_nearest_first() {
     assert_eq!(store.lineage("one").unwrap().parents, []);
 }
 
+fn lazy(layers: u32) -> LazyLayer {
+    let (image, chain) = ("reg.test/app@sha256:0".to_owned(), "sha256:1".to_owned());
+    LazyLayer { image, chain, layers, is_whole: layers == 2 }
+}
+
+#[test]
+fn a_lazy_ancestor_stands_for_all_below_it() {
+    let (dir, store) = store();
+    let wanted = labels(&[("containerd.io/snapshot.ref", "one")]);
+    store.create_lazy(("one", ""), &wanted, &lazy(1), |_| Ok(())).unwrap();
+    let two = store.create_lazy(("two", "one"), &wanted, &lazy(2), |_| Ok(())).unwrap();
+    let three = layer(&store, "three", "two");
+    let top = create(&store, Kind::Active, "top", "three").unwrap();
+    assert_eq!((top.parents.as_slice(), &top.lazy), ([three, two].as_slice(), &Some(lazy(2))));
+    assert_eq!(["", "one", "three"].map(|name| store.height(name).unwrap()), [0, 1, 3]);
+    let again = store.create_lazy(("two", "one"), &wanted, &lazy(2), |_| Ok(()));
+    assert!(matches!(again, Err(StoreError::Exists(_))));
+    drop(store);
+    let store = Store::open(dir.path()).unwrap();
+    assert_eq!(store.lineage("top").unwrap(), top);
+    let info = store.stat("two").unwrap();
+    assert_eq!(
+        (info.kind, info.parent.as_deref(), info.labels),
+        (Kind::Committed, Some("one"), wanted)
+    );
+    assert_eq!(store.usage("two").unwrap().2, Some(Usage::default()));
+}
+
 #[test]
 fn numbers_are_never_used_twice() {
     let (dir, store) = store();
