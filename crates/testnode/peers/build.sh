@@ -20,6 +20,10 @@ CGO_ENABLED=0 go build -ldflags "-s -w -X $module/version.Version=${version#v}" 
 cd "$source/soci15"
 CGO_ENABLED=1 go build -ldflags '-s -w' -o "$out/soci15" .
 
+# A client for what a kubelet asks of containerd.
+cd "$source/cri"
+CGO_ENABLED=0 go build -ldflags '-s -w' -o "$out/cri" .
+
 # containerd's own tests of snapshotters.
 cd "$source/suite"
 CGO_ENABLED=0 go test -c -o "$out/snapshotter-suite" .

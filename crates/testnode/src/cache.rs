@@ -20,6 +20,9 @@ const PEERS_RECIPE: &[&str] = &[
     include_str!("../peers/soci15/go.mod"),
     include_str!("../peers/soci15/go.sum"),
     include_str!("../peers/soci15/main.go"),
+    include_str!("../peers/cri/go.mod"),
+    include_str!("../peers/cri/go.sum"),
+    include_str!("../peers/cri/main.go"),
     include_str!("../peers/suite/go.mod"),
     include_str!("../peers/suite/go.sum"),
     include_str!("../peers/suite/suite_test.go"),
@@ -54,8 +57,8 @@ impl Cache {
         self.folder.join(format!("root-{}", key(&[ROOT_RECIPE])))
     }
 
-    /// The folder with `containerd`, `ctr`, `containerd-shim-runc-v2`, `soci15` and `snapshotter-suite`,
-    /// whether it is there or not.
+    /// The folder with `containerd`, `ctr`, `containerd-shim-runc-v2`, `soci15`, `cri` and
+    /// `snapshotter-suite`, whether it is there or not.
     #[must_use]
     pub fn peers(&self) -> PathBuf {
         self.part("peers", PEERS_RECIPE)

@@ -96,6 +96,28 @@ pub fn proxy_config(name: &str, socket: &str) -> String {
     )
 }
 
+/// The configuration of a containerd whose CRI uses the proxy snapshotter `name` on `socket`, and tells it about layers.
+/// Pods need the image `PAUSE` and the network of the node.
+#[must_use]
+pub fn cri_config(version: ContainerdVersion, name: &str, socket: &str, pause: &str) -> String {
+    let proxy = proxy_config(name, socket);
+    if version < ContainerdVersion::Packaged {
+        let cri = "plugins.\"io.containerd.grpc.v1.cri\"";
+        return format!(
+            "{proxy}[{cri}]\nrestrict_oom_score_adj = true\nsandbox_image = \"{pause}\"\n\
+             [{cri}.containerd]\nsnapshotter = \"{name}\"\ndisable_snapshot_annotations = false\n"
+        );
+    }
+    let (images, runtime) =
+        ("plugins.\"io.containerd.cri.v1.images\"", "plugins.\"io.containerd.cri.v1.runtime\"");
+    format!(
+        "{}[{runtime}]\nrestrict_oom_score_adj = true\n[{runtime}.cni]\nbin_dirs = [\"/usr/lib/cni\"]\n\
+         [{images}]\nsnapshotter = \"{name}\"\ndisable_snapshot_annotations = false\n\
+         [{images}.pinned_images]\nsandbox = \"{pause}\"\n",
+        proxy.replace("version = 2", "version = 3")
+    )
+}
+
 /// The configuration of a containerd of 2.1 or later whose own pulls tell the snapshotter about layers, so that it can be
 /// lazy: `ctr` pulls that way.
 #[must_use]

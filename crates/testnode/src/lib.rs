@@ -21,7 +21,7 @@ mod soci;
 mod wait;
 
 pub use cache::Cache;
-pub use containerd::{Containerd, ContainerdVersion, lazy_pull_config, proxy_config};
+pub use containerd::{Containerd, ContainerdVersion, cri_config, lazy_pull_config, proxy_config};
 pub use daemon::Daemon;
 pub use image::busybox_image;
 pub use link::{FAR_ADDRESS, Link, LinkShape, NEAR_ADDRESS, Traffic};
