@@ -1,6 +1,8 @@
 //! The daemon's socket, and the ends that it watches for: signals, and the keeper's death.
 
 use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -50,7 +52,7 @@ pub(super) async fn serve(
     let watched =
         watch_keeper(Arc::clone(&daemon), Arc::clone(&holding), options, Arc::clone(&ending));
     tasks.spawn(watched);
-    let mut containerd = Containerd::serve(containerd)?;
+    let mut containerd = Containerd::serve(containerd, &holding)?;
     let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
     let mut hangup = signal(SignalKind::hangup())?;
     // Not before: whoever hears of it may end us gracefully from now on.
@@ -81,7 +83,7 @@ pub(super) async fn serve(
     }
     // The watch may be waiting on a thread that cannot be interrupted.
     ending.store(true, Ordering::Release);
-    containerd.stop().await;
+    containerd.stop(&holding, daemon.is_needed()).await;
     tasks.shutdown().await;
     std::fs::remove_file(&path).ok();
     finish(daemon, holding).await
@@ -96,13 +98,13 @@ struct Containerd {
 }
 
 impl Containerd {
-    fn serve(what: Option<ForContainerd>) -> Result<Self> {
+    fn serve(what: Option<ForContainerd>, holding: &Holding) -> Result<Self> {
         let (mut server, stop) = (JoinSet::new(), Arc::new(Notify::new()));
         let Some(ForContainerd { snapshots, socket }) = what else {
             return Ok(Self { server, socket: None, stop });
         };
-        let listener =
-            listen(&socket).with_context(|| format!("listening at {}", socket.display()))?;
+        let listener = listen_for_good(&socket, holding)
+            .with_context(|| format!("listening at {}", socket.display()))?;
         tracing::info!(socket = %socket.display(), "containerd is served");
         let stopped = Arc::clone(&stop);
         server.spawn(async move {
@@ -122,11 +124,14 @@ impl Containerd {
         }
     }
 
-    /// Lets the calls end that have begun.
-    async fn stop(mut self) {
+    /// Lets the calls end that have begun. Where another daemon `is_needed`, further ones wait for it.
+    async fn stop(mut self, holding: &Holding, is_needed: bool) {
         let Some(socket) = self.socket.take() else { return };
-        // First, so that nobody connects who would not be answered.
-        std::fs::remove_file(&socket).ok();
+        if !is_needed {
+            // First, so that nobody connects who would not be answered.
+            std::fs::remove_file(&socket).ok();
+            holding.remove(LISTENER);
+        }
         self.stop.notify_one();
         if tokio::time::timeout(LAST_CALLS, self.server.join_next()).await.is_err() {
             tracing::warn!("calls of containerd were broken off");
@@ -146,6 +151,25 @@ fn listen(path: &Path) -> io::Result<UnixListener> {
     std::fs::rename(&new, path)?;
     Ok(listener)
 }
+
+/// Listens at a socket that outlives this daemon: whoever connects between two of them waits for the
+/// second.
+fn listen_for_good(path: &Path, holding: &Holding) -> io::Result<UnixListener> {
+    let place = path.as_os_str().as_bytes();
+    if let Some((_, held)) = holding.get(LISTENER).filter(|(note, _)| note == place)
+        && path.exists()
+    {
+        let listener = std::os::unix::net::UnixListener::from(held);
+        listener.set_nonblocking(true)?;
+        return UnixListener::from_std(listener);
+    }
+    let listener = listen(path)?;
+    holding.put(LISTENER, place, listener.as_fd())?;
+    Ok(listener)
+}
+
+/// What the socket for containerd is held as.
+const LISTENER: &str = "containerd";
 
 async fn finish(daemon: Arc<Daemon>, holding: Arc<Holding>) -> Result<()> {
     // An unmount that was just asked for is not over when umount(2) returns: the kernel lets go of
