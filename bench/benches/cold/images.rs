@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use testnode::{
     Cache, ContainerdVersion, LinkShape, Network, Node, NodeOptions, SOCI_SOCKET, output,
+    proxy_config,
 };
 
 use crate::systems::System;
@@ -157,7 +158,7 @@ fn push(layout: &Path, out: &Path) -> Result<()> {
     let registry = node.tls_registry(PORT)?;
     let _plain = node.registry(5000)?;
     let _soci = node.soci_snapshotter("")?;
-    let config = crate::systems::proxy_config("soci", SOCI_SOCKET);
+    let config = proxy_config("soci", SOCI_SOCKET);
     let _containerd = node.containerd(ContainerdVersion::Packaged, &config)?;
     node.write("/srv/push.sh", PUSH)?;
     node.write("/srv/needed.sh", NEEDED)?;

@@ -2,7 +2,10 @@
 
 use anyhow::Result;
 use serde::Serialize;
-use testnode::{Containerd, ContainerdVersion, Daemon, Node, Registry, SOCI_SOCKET, SOCI15_SOCKET};
+use testnode::{
+    Containerd, ContainerdVersion, Daemon, Node, Registry, SOCI_SOCKET, SOCI15_SOCKET,
+    lazy_pull_config, proxy_config,
+};
 
 use crate::images::{Image, reference};
 
@@ -153,29 +156,4 @@ impl Contestant {
         })?;
         Ok(daemon)
     }
-}
-
-/// A containerd of 1.6 to 2.4 that knows the proxy snapshotter `name` on `socket`.
-pub(crate) fn proxy_config(name: &str, socket: &str) -> String {
-    format!(
-        "version = 2\n[proxy_plugins.{name}]\ntype = \"snapshot\"\naddress = \"{socket}\"\n\
-         [proxy_plugins.{name}.exports]\nroot = \"/var/lib/soci-snapshotter-grpc\"\n"
-    )
-}
-
-/// A containerd of 2.1 or later whose own pulls tell the snapshotter about layers: without that nothing
-/// is lazy.
-fn lazy_pull_config(name: &str, socket: &str) -> String {
-    let unpack = |snapshotter: &str| {
-        format!(
-            "[[plugins.\"io.containerd.transfer.v1.local\".unpack_config]]\n\
-             platform = \"linux\"\nsnapshotter = \"{snapshotter}\"\n"
-        )
-    };
-    format!(
-        "{}enable_remote_snapshot_annotations = \"true\"\n{}{}",
-        proxy_config(name, socket).replace("version = 2", "version = 3"),
-        unpack("overlayfs"),
-        unpack(name),
-    )
 }
