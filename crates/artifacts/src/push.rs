@@ -138,9 +138,7 @@ async fn push_ztocs(
     let mut pushed = Ztocs::default();
     for layer in &image.layers {
         let Some(stored) = store.load(&layer.digest)? else { continue };
-        let mut own = push_own(origin, layer, &stored, store).await?;
-        own.start = start.get(&layer.digest).cloned().unwrap_or_default();
-        pushed.own.push(own);
+        pushed.own.push(push_own(origin, layer, &stored, (store, start)).await?);
         if !stored.streamed {
             pushed.soci.push(push_soci(origin, layer, store).await?);
         }
@@ -178,7 +176,7 @@ async fn push_own(
     origin: &Origin,
     layer: &ImageLayer,
     stored: &StoredIndex,
-    store: &IndexStore,
+    (store, start): (&IndexStore, &StartRanges),
 ) -> Result<SpanIndexEntry, PushIndexError> {
     let blob = store.blob(&layer.digest)?;
     let frame = zstd::encode_all(blob.as_slice(), LEVEL).map_err(PushIndexError::Compress)?;
@@ -188,7 +186,7 @@ async fn push_own(
         size: frame.len() as u64,
         plain_size: blob.len() as u64,
         streamed: stored.streamed,
-        start: Vec::new(),
+        start: start.get(&layer.digest).cloned().unwrap_or_default(),
     };
     origin.push_blob(&entry.digest, frame.into()).await?;
     Ok(entry)

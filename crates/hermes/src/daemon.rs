@@ -164,7 +164,7 @@ fn for_containerd(
     }
     let access = crate::registries::access(&common.registry)?;
     let patterns = tuning.lazy.clone();
-    let images = lazy::ForContainerd::new(Arc::clone(daemon), runtime.clone(), access, patterns);
+    let images = lazy::ContainerdImages::new(Arc::clone(daemon), runtime.clone(), access, patterns);
     match snapshotter::Snapshots::open(&daemon.root.join("snapshots"), Some(Arc::new(images))) {
         Ok(snapshots) => Ok(Some(server::ForContainerd { snapshots: Arc::new(snapshots), socket })),
         // Containers that run need this daemon more than new ones do.

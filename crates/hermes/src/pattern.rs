@@ -1,40 +1,36 @@
 //! Which images are meant, by what their references look like.
 
-/// Images, by their references.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Pattern(String);
+use std::str::FromStr;
 
-impl std::str::FromStr for Pattern {
-    type Err = std::convert::Infallible;
+use regex::Regex;
+
+/// Images, by their whole references: `**` stands for anything, `*` for anything without a slash.
+#[derive(Debug, Clone)]
+pub(crate) struct Pattern {
+    text: String,
+    expression: Regex,
+}
+
+impl FromStr for Pattern {
+    type Err = regex::Error;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        Ok(Self(text.to_owned()))
+        let parts = text.split("**").map(|part| {
+            let parts: Vec<String> = part.split('*').map(regex::escape).collect();
+            parts.join("[^/]*")
+        });
+        let expression = Regex::new(&format!("^{}$", parts.collect::<Vec<_>>().join(".*")))?;
+        Ok(Self { text: text.to_owned(), expression })
     }
 }
 
 impl Pattern {
     pub(crate) fn as_str(&self) -> &str {
-        &self.0
+        &self.text
     }
 
-    /// Whether the whole of `reference` is as the pattern has it: `**` stands for anything, `*` for
-    /// anything without a slash.
     pub(crate) fn matches(&self, reference: &str) -> bool {
-        matches(self.0.as_bytes(), reference.as_bytes())
-    }
-}
-
-fn matches(pattern: &[u8], text: &[u8]) -> bool {
-    match pattern {
-        [] => text.is_empty(),
-        [b'*', b'*', rest @ ..] => (0..=text.len()).any(|n| matches(rest, &text[n..])),
-        [b'*', rest @ ..] => {
-            let most = text.iter().position(|byte| *byte == b'/').unwrap_or(text.len());
-            (0..=most).any(|n| matches(rest, &text[n..]))
-        }
-        [first, rest @ ..] => {
-            text.split_first().is_some_and(|(byte, text)| byte == first && matches(rest, text))
-        }
+        self.expression.is_match(reference)
     }
 }
 
@@ -45,13 +41,11 @@ mod tests {
     #[test]
     fn a_pattern_is_for_whole_references() {
         let check = |pattern: &str, reference: &str, expected: bool| {
-            assert_eq!(
-                Pattern(pattern.to_owned()).matches(reference),
-                expected,
-                "{pattern} {reference}"
-            );
+            let found = pattern.parse::<Pattern>().unwrap().matches(reference);
+            assert_eq!(found, expected, "{pattern} {reference}");
         };
         check("reg.test/app:1", "reg.test/app:1", true);
+        check("reg.test/app:1", "regxtest/app:1", false);
         check("reg.test/app", "reg.test/app:1", false);
         check("reg.test/*", "reg.test/app:1", true);
         check("reg.test/*", "reg.test/team/app:1", false);

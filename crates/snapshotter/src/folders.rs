@@ -33,7 +33,7 @@ pub(crate) fn make(dir: &Path, lineage: &Lineage) -> io::Result<()> {
     fs::create_dir(&content)?;
     // Whatever the umask is: it is the root of a container.
     fs::set_permissions(&content, Permissions::from_mode(0o755))?;
-    if let Some(parent) = lineage.parents.first() {
+    if let Some(parent) = lineage.below.parents.first() {
         let parent = fs::metadata(self::content(dir, *parent))?;
         std::os::unix::fs::chown(&content, Some(parent.uid()), Some(parent.gid()))?;
     }
@@ -123,12 +123,13 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
+    use crate::store::Below;
 
     #[test]
     fn files_with_several_names_are_counted_once() {
         let dir = TempDir::new().unwrap();
         let id = SnapshotId(3);
-        make(dir.path(), &Lineage { id, kind: Kind::Active, parents: vec![], lazy: None }).unwrap();
+        make(dir.path(), &Lineage { id, kind: Kind::Active, below: Below::default() }).unwrap();
         let empty = usage(dir.path(), id).unwrap();
         let file = content(dir.path(), id).join("file");
         fs::write(&file, [1; 10_000]).unwrap();
@@ -141,8 +142,7 @@ mod tests {
     #[test]
     fn what_an_unfinished_transaction_left_is_replaced() {
         let dir = TempDir::new().unwrap();
-        let lineage =
-            Lineage { id: SnapshotId(3), kind: Kind::Active, parents: vec![], lazy: None };
+        let lineage = Lineage { id: SnapshotId(3), kind: Kind::Active, below: Below::default() };
         make(dir.path(), &lineage).unwrap();
         fs::write(content(dir.path(), lineage.id).join("stale"), b"x").unwrap();
         make(dir.path(), &lineage).unwrap();

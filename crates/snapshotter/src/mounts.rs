@@ -17,7 +17,7 @@ pub(crate) struct Mount {
 pub(crate) fn of(dir: &Path, lineage: &Lineage, options: &[String]) -> Mount {
     let own = || content(dir, lineage.id).display().to_string();
     let below: Vec<String> =
-        lineage.parents.iter().map(|id| content(dir, *id).display().to_string()).collect();
+        lineage.below.parents.iter().map(|id| content(dir, *id).display().to_string()).collect();
     match (lineage.kind, below.as_slice()) {
         (Kind::Active, []) => bind(own(), "rw"),
         (_, []) => bind(own(), "ro"),
@@ -48,12 +48,12 @@ pub(crate) fn overlay_options() -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::SnapshotId;
+    use crate::store::{Below, SnapshotId};
 
     #[track_caller]
     fn check(kind: Kind, parents: &[i64], expected: &str) {
         let parents = parents.iter().copied().map(SnapshotId).collect();
-        let lineage = Lineage { id: SnapshotId(9), kind, parents, lazy: None };
+        let lineage = Lineage { id: SnapshotId(9), kind, below: Below { parents, lazy: None } };
         let Mount { kind, source, options } =
             of(Path::new("/s"), &lineage, &["index=off".to_owned()]);
         assert_eq!(format!("{kind} {source} {}", options.join(",")), expected);

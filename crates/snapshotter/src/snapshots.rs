@@ -10,7 +10,9 @@ use std::sync::{Arc, mpsc};
 use crate::folders;
 use crate::lazy::{LazyImages, LazyLayer, TARGET, WantedLayer};
 use crate::mounts::{self, Mount};
-use crate::store::{Info, Kind, OpenStoreError, SnapshotId, Store, StoreError, Update, Usage};
+use crate::store::{
+    Below, Info, Kind, OpenStoreError, SnapshotId, Store, StoreError, Update, Usage,
+};
 
 /// The snapshots of one folder. Calls may wait for the disk.
 #[derive(Debug)]
@@ -104,10 +106,8 @@ impl Snapshots {
         if let (Kind::Active, Some(images)) = (kind, &self.images) {
             self.find_lazy(images.as_ref(), parent, labels)?;
         }
-        if !parent.is_empty() {
-            // The folder is to look like its parent's.
-            self.mount_lazy(&self.store.ancestry(parent)?)?;
-        }
+        // The folder is to look like its parent's.
+        self.mount_lazy(&self.store.below(parent)?)?;
         let make = |lineage: &_| folders::make(&self.dir, lineage);
         let lineage = self.store.create(kind, (key, parent), labels, make)?;
         Ok(mounts::of(&self.dir, &lineage, &self.overlay_options))
@@ -141,11 +141,8 @@ impl Snapshots {
     }
 
     /// Sees to it that the lazy image below a snapshot is mounted.
-    fn mount_lazy(
-        &self,
-        (parents, lazy): &(Vec<SnapshotId>, Option<LazyLayer>),
-    ) -> Result<(), StoreError> {
-        let (Some(id), Some(layer)) = (parents.last(), lazy) else { return Ok(()) };
+    fn mount_lazy(&self, below: &Below) -> Result<(), StoreError> {
+        let (Some(id), Some(layer)) = (below.parents.last(), &below.lazy) else { return Ok(()) };
         let failed = |source| StoreError::Mount { image: layer.image.clone(), source };
         let images =
             self.images.as_ref().ok_or_else(|| failed("lazy images are switched off".into()))?;
@@ -159,7 +156,7 @@ impl Snapshots {
             return Err(StoreError::NoMounts { key: key.to_owned() });
         }
         // After a restart of the machine it is not.
-        self.mount_lazy(&(lineage.parents.clone(), lineage.lazy.clone()))?;
+        self.mount_lazy(&lineage.below)?;
         Ok(mounts::of(&self.dir, &lineage, &self.overlay_options))
     }
 

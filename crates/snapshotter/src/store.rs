@@ -48,6 +48,12 @@ pub(crate) struct Info {
 pub(crate) struct Lineage {
     pub(crate) id: SnapshotId,
     pub(crate) kind: Kind,
+    pub(crate) below: Below,
+}
+
+/// What a snapshot is made on.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(crate) struct Below {
     /// The nearest first, to the first lazy one: that has what all below it have.
     pub(crate) parents: Vec<SnapshotId>,
     /// What the last of the parents is, if that is lazy.
@@ -147,23 +153,14 @@ impl Store {
         if find(&work, key)?.is_some() {
             return Err(StoreError::Exists(key.to_owned()));
         }
-        let parent = match parent {
-            "" => None,
-            name => match found(&work, name)? {
-                Record { id, kind: Kind::Committed, .. } => Some(id),
-                Record { .. } => {
-                    return Err(StoreError::ParentNotCommitted { parent: name.to_owned() });
-                }
-            },
-        };
+        let parent = committed(&work, parent)?;
         let now = nanos(SystemTime::now());
         work.prepare_cached(
             "INSERT INTO snapshots (name, parent, kind, created, updated, labels) VALUES (?, ?, ?, ?4, ?4, ?)",
         )?
         .execute(params![key, parent.map(|id| id.0), kind.number(), now, encode(labels)])?;
         let id = SnapshotId(work.last_insert_rowid());
-        let (parents, lazy) = parents(&work, parent)?;
-        let lineage = Lineage { id, kind, parents, lazy };
+        let lineage = Lineage { id, kind, below: below(&work, parent)? };
         make(&lineage).map_err(StoreError::Folder)?;
         work.commit()?;
         Ok(lineage)
@@ -182,10 +179,7 @@ impl Store {
         if find(&work, name)?.is_some() {
             return Err(StoreError::Exists(name.to_owned()));
         }
-        let parent = match parent {
-            "" => None,
-            parent => Some(found(&work, parent)?.id.0),
-        };
+        let parent = committed(&work, parent)?.map(|id| id.0);
         let lazy = serde_json::to_string(lazy).expect("strings and numbers are JSON");
         let now = nanos(SystemTime::now());
         work.prepare_cached(
@@ -293,18 +287,14 @@ impl Store {
     pub(crate) fn lineage(&self, key: &str) -> Result<Lineage, StoreError> {
         let connection = self.connection.lock();
         let Record { id, kind, parent_id, .. } = found(&connection, key)?;
-        let (parents, lazy) = parents(&connection, parent_id)?;
-        Ok(Lineage { id, kind, parents, lazy })
+        Ok(Lineage { id, kind, below: below(&connection, parent_id)? })
     }
 
-    /// A snapshot and those that it is made on, the nearest first, to the first lazy one.
-    pub(crate) fn ancestry(
-        &self,
-        name: &str,
-    ) -> Result<(Vec<SnapshotId>, Option<LazyLayer>), StoreError> {
+    /// What a snapshot on `parent` would be made on.
+    pub(crate) fn below(&self, parent: &str) -> Result<Below, StoreError> {
         let connection = self.connection.lock();
-        let Record { id, .. } = found(&connection, name)?;
-        parents(&connection, Some(id))
+        let parent = committed(&connection, parent)?;
+        below(&connection, parent)
     }
 
     /// The number of a snapshot, and what it takes if that was measured after its commit.
@@ -374,11 +364,18 @@ fn found(connection: &Connection, key: &str) -> Result<Record, StoreError> {
     find(connection, key)?.ok_or_else(|| StoreError::Missing(key.to_owned()))
 }
 
-/// A snapshot and those that it is made on, the nearest first, to the first lazy one.
-fn parents(
-    connection: &Connection,
-    nearest: Option<SnapshotId>,
-) -> Result<(Vec<SnapshotId>, Option<LazyLayer>), StoreError> {
+/// The snapshot that others are to be made on; none for no name.
+fn committed(connection: &Connection, parent: &str) -> Result<Option<SnapshotId>, StoreError> {
+    if parent.is_empty() {
+        return Ok(None);
+    }
+    match found(connection, parent)? {
+        Record { id, kind: Kind::Committed, .. } => Ok(Some(id)),
+        Record { .. } => Err(StoreError::ParentNotCommitted { parent: parent.to_owned() }),
+    }
+}
+
+fn below(connection: &Connection, nearest: Option<SnapshotId>) -> Result<Below, StoreError> {
     let mut select = connection.prepare_cached(
         "WITH RECURSIVE line (id, parent, lazy, depth) AS (
              SELECT id, parent, lazy, 0 FROM snapshots WHERE id = ?
@@ -394,7 +391,7 @@ fn parents(
         lowest = row.get::<_, Option<String>>(1)?;
     }
     let lazy = lowest.map(|text| serde_json::from_str(&text)).transpose();
-    Ok((parents, lazy.map_err(|err| not_json(1, err))?))
+    Ok(Below { parents, lazy: lazy.map_err(|err| not_json(1, err))? })
 }
 
 fn not_json(column: usize, err: serde_json::Error) -> rusqlite::Error {

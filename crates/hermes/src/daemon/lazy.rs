@@ -21,7 +21,7 @@ use crate::pattern::Pattern;
 use crate::protocol::{Access, MountRequest, MountTuning};
 
 /// The lazy images of containerd.
-pub(super) struct ForContainerd {
+pub(super) struct ContainerdImages {
     daemon: Arc<Daemon>,
     runtime: Handle,
     access: Access,
@@ -42,13 +42,13 @@ struct Decision {
     at: Instant,
 }
 
-impl fmt::Debug for ForContainerd {
+impl fmt::Debug for ContainerdImages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ForContainerd").field("patterns", &self.patterns).finish_non_exhaustive()
+        f.debug_struct("ContainerdImages").field("patterns", &self.patterns).finish_non_exhaustive()
     }
 }
 
-impl ForContainerd {
+impl ContainerdImages {
     pub(super) fn new(
         daemon: Arc<Daemon>,
         runtime: Handle,
@@ -118,7 +118,7 @@ impl ForContainerd {
     }
 }
 
-impl LazyImages for ForContainerd {
+impl LazyImages for ContainerdImages {
     fn find(&self, wanted: &WantedLayer<'_>) -> Option<LazyLayer> {
         let ImageName::Registry(reference) = wanted.image.parse().ok()? else { return None };
         let shown = reference.to_string();

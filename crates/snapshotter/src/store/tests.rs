@@ -38,7 +38,7 @@ fn what_is_written_is_read_after_a_restart() {
     assert_eq!(store.list().unwrap(), before);
     let info = store.stat("second").unwrap();
     assert_eq!((info.labels, info.parent.as_deref()), (wanted, Some("first")));
-    assert_eq!(second.parents, [first]);
+    assert_eq!(second.below.parents, [first]);
     store.with_ids(|ids| assert_eq!(*ids, HashSet::from([first, second.id]))).unwrap();
 }
 
@@ -50,9 +50,9 @@ fn ancestors_come_nearest_first() {
     let three = layer(&store, "three", "two");
     layer(&store, "beside", "one");
     let top = create(&store, Kind::Active, "top", "three").unwrap();
-    assert_eq!(top.parents, [three, two, one]);
+    assert_eq!(top.below.parents, [three, two, one]);
     assert_eq!(store.lineage("top").unwrap(), top);
-    assert_eq!(store.lineage("one").unwrap().parents, []);
+    assert_eq!(store.lineage("one").unwrap().below.parents, []);
 }
 
 fn lazy(layers: u32) -> LazyLayer {
@@ -68,7 +68,10 @@ fn a_lazy_ancestor_stands_for_all_below_it() {
     let two = store.create_lazy(("two", "one"), &wanted, &lazy(2), |_| Ok(())).unwrap();
     let three = layer(&store, "three", "two");
     let top = create(&store, Kind::Active, "top", "three").unwrap();
-    assert_eq!((top.parents.as_slice(), &top.lazy), ([three, two].as_slice(), &Some(lazy(2))));
+    assert_eq!(
+        (top.below.parents.as_slice(), &top.below.lazy),
+        ([three, two].as_slice(), &Some(lazy(2)))
+    );
     assert_eq!(["", "one", "three"].map(|name| store.height(name).unwrap()), [0, 1, 3]);
     let again = store.create_lazy(("two", "one"), &wanted, &lazy(2), |_| Ok(()));
     assert!(matches!(again, Err(StoreError::Exists(_))));
