@@ -12,7 +12,7 @@ use bench::report::{Better, Figure, Options, Report, Target};
 use clap::Parser;
 use sys::usage::Usage;
 use testkit::image::PackedLayer;
-use testnode::{Cache, Containerd, ContainerdVersion, Network, Node, NodeOptions};
+use testnode::{Cache, Containerd, ContainerdVersion, Node};
 
 const HERMES: &str = "hermes";
 /// It copies the layer to `/tmp`, which is memory here: the harder rival where disks are slow.
@@ -75,11 +75,10 @@ impl Stage {
         image.write_layout(layout.path(), "large").context("writing a layout")?;
         fs::copy(layout.path().join("index.json"), layout.path().join("index.before"))?;
         let binds = vec![
-            (cache.existing_peers()?, "/opt/peers".to_owned()),
             (hermes_binary()?, "/usr/local/bin/hermes".to_owned()),
             (layout.path().to_owned(), LAYOUT.to_owned()),
         ];
-        let node = Node::start_with(&NodeOptions { network: Network::Own, binds })?;
+        let node = Node::start_and_bind(binds)?;
         let containerd = node.containerd(ContainerdVersion::Packaged, "version = 2\n")?;
         node.bash(&format!(
             "tar -C {LAYOUT} --exclude index.before -c . |

@@ -150,11 +150,10 @@ fn build(out: &Path) -> Result<()> {
 fn push(layout: &Path, out: &Path) -> Result<()> {
     crate::say("filling a registry with the images and SOCI's indexes (once)");
     let binds = vec![
-        (Cache::locate().existing_peers()?, "/opt/peers".to_owned()),
         (layout.to_owned(), "/bench".to_owned()),
         (out.to_owned(), "/var/lib/docker-registry".to_owned()),
     ];
-    let node = Node::start_with(&NodeOptions { network: Network::Own, binds })?;
+    let node = Node::start_and_bind(binds)?;
     let registry = node.tls_registry(PORT)?;
     let _plain = node.registry(5000)?;
     let _soci = node.soci_snapshotter("")?;

@@ -57,3 +57,20 @@ pub fn busybox_image(node: &Node, registry: &Registry, name: &str) -> Result<Str
     )?;
     Ok(reference)
 }
+
+/// What `seq 1000000 | sha256sum` prints: the digest of `/data/numbers` in [`busybox_image`].
+pub const NUMBERS_SHA256: &str = "90433fcbd9e16297e6a7c1dacb1056394743194776e52f78ebf0a44b80b6b14f";
+
+/// Checks what the program of [`busybox_image`] has printed.
+///
+/// # Panics
+/// If that is anything else.
+#[track_caller]
+pub fn check_busybox_output(output: &str) {
+    let lines: Vec<&str> = output.lines().collect();
+    assert_eq!(lines.len(), 5, "{output}");
+    assert_eq!(lines[0], "hello");
+    assert!(lines[1].ends_with("  /data/noise"), "{output}");
+    assert_eq!(lines[2], format!("{NUMBERS_SHA256}  /data/numbers"));
+    assert_eq!(lines[3..], ["noise", "numbers"], "the whiteout is in force");
+}

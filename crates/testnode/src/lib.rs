@@ -23,7 +23,7 @@ mod wait;
 pub use cache::Cache;
 pub use containerd::{Containerd, ContainerdVersion, cri_config, lazy_pull_config, proxy_config};
 pub use daemon::Daemon;
-pub use image::busybox_image;
+pub use image::{NUMBERS_SHA256, busybox_image, check_busybox_output};
 pub use link::{FAR_ADDRESS, Link, LinkShape, NEAR_ADDRESS, Traffic};
 pub use node::{Network, Node, NodeOptions, output, packaged};
 pub use registry::Registry;

@@ -97,11 +97,17 @@ impl Node {
     /// # Errors
     /// When `cargo xtask setup` has not run, the caller is not root, or the kernel refuses.
     pub fn start() -> Result<Self> {
-        let peers = Cache::locate().existing_peers()?;
-        Self::start_with(&NodeOptions {
-            binds: vec![(peers, PEERS.to_owned())],
-            ..NodeOptions::default()
-        })
+        Self::start_and_bind(Vec::new())
+    }
+
+    /// As [`Node::start`], with more paths of the host, and where each is in the node.
+    ///
+    /// # Errors
+    /// As [`Node::start`].
+    pub fn start_and_bind(more: Vec<(PathBuf, String)>) -> Result<Self> {
+        let mut binds = vec![(Cache::locate().existing_peers()?, PEERS.to_owned())];
+        binds.extend(more);
+        Self::start_with(&NodeOptions { binds, ..NodeOptions::default() })
     }
 
     /// Starts a node as `options` say, without the peers.

@@ -3,23 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "shared parts of tests, which fail by panicking")]
 
 use testnode::{
-    ContainerdVersion, Node, SOCI_SOCKET, SOCI15_SOCKET, busybox_image, lazy_pull_config,
-    proxy_config,
+    ContainerdVersion, Node, SOCI_SOCKET, SOCI15_SOCKET, busybox_image, check_busybox_output,
+    lazy_pull_config, proxy_config,
 };
-
-/// What the image's program prints, by the digests of the files in the layout that it came from.
-#[track_caller]
-fn check_output(output: &str) {
-    let lines: Vec<&str> = output.lines().collect();
-    assert_eq!(lines.len(), 5, "{output}");
-    assert_eq!(lines[0], "hello");
-    assert!(lines[1].ends_with("  /data/noise"), "{output}");
-    assert_eq!(
-        lines[2], "90433fcbd9e16297e6a7c1dacb1056394743194776e52f78ebf0a44b80b6b14f  /data/numbers",
-        "what `seq 1000000 | sha256sum` prints"
-    );
-    assert_eq!(lines[3..], ["noise", "numbers"], "the whiteout is in force");
-}
 
 /// SOCI mounts each lazy layer as a FUSE file system of its own.
 fn n_lazy_layers(node: &Node) -> usize {
@@ -33,7 +19,7 @@ fn runs_a_container(version: ContainerdVersion) {
     let containerd = node.containerd(version, "version = 2\n").unwrap();
     containerd.ctr(&["image", "pull", "--plain-http", &image]).unwrap();
     let run = ["run", "--rm", "--snapshotter", "overlayfs", &image, "one"];
-    check_output(&containerd.ctr(&run).unwrap());
+    check_busybox_output(&containerd.ctr(&run).unwrap());
 }
 
 #[test]
@@ -85,7 +71,7 @@ fn soci_0_4_indexes_an_image_and_runs_it_lazily() {
     node.run("soci", &["image", "rpull", "--user", &user, &image]).unwrap();
     assert_eq!(n_lazy_layers(&node), 1, "the large layer is mounted, not unpacked");
     let run = ["run", "--rm", "--snapshotter", "soci", &image, "one"];
-    check_output(&containerd.ctr(&run).unwrap());
+    check_busybox_output(&containerd.ctr(&run).unwrap());
 }
 
 #[test]
@@ -123,5 +109,5 @@ fn soci_0_15_runs_a_converted_image_lazily() {
     containerd.ctr(&["image", "pull", "--plain-http", "--snapshotter", "soci15", &image]).unwrap();
     assert_eq!(n_lazy_layers(&node), 1, "the large layer is mounted, not unpacked");
     let run = ["run", "--rm", "--snapshotter", "soci15", &image, "one"];
-    check_output(&containerd.ctr(&run).unwrap());
+    check_busybox_output(&containerd.ctr(&run).unwrap());
 }

@@ -9,25 +9,18 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 use testnode::{
-    Cache, Containerd, ContainerdVersion, Daemon, Network, Node, NodeOptions, Registry,
-    busybox_image, cri_config, lazy_pull_config, proxy_config, wait_until,
+    Containerd, ContainerdVersion, Daemon, NUMBERS_SHA256, Node, Registry, busybox_image,
+    check_busybox_output, cri_config, lazy_pull_config, proxy_config, wait_until,
 };
 
 /// Where containerd finds Hermes in the node.
 const SOCKET: &str = "/run/hermes/containerd.sock";
 
-/// What `seq 1000000 | sha256sum` prints.
-const NUMBERS: &str = "90433fcbd9e16297e6a7c1dacb1056394743194776e52f78ebf0a44b80b6b14f";
-
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn node() -> Node {
-    let peers = Cache::locate().existing_peers().unwrap();
-    let binds = vec![
-        (peers, "/opt/peers".to_owned()),
-        (PathBuf::from(env!("CARGO_BIN_EXE_hermes")), "/usr/local/bin/hermes".to_owned()),
-    ];
-    Node::start_with(&NodeOptions { network: Network::Own, binds }).unwrap()
+    let hermes = PathBuf::from(env!("CARGO_BIN_EXE_hermes"));
+    Node::start_and_bind(vec![(hermes, "/usr/local/bin/hermes".to_owned())]).unwrap()
 }
 
 /// Starts a daemon that nobody starts again.
@@ -58,14 +51,28 @@ fn pull(node: &Node, version: ContainerdVersion, name: &str, with_index: bool) -
     let registry = node.registry(5000).unwrap();
     let image = busybox_image(node, &registry, name).unwrap();
     if with_index {
-        for command in ["build", "push"] {
-            let builder = ["--root", "/var/lib/hermes/builder", "index", command, &image];
-            node.run("hermes", &builder).unwrap();
-        }
+        push_index(node, &image);
     }
     let containerd = node.containerd(version, &lazy_pull_config("hermes", SOCKET)).unwrap();
     containerd.ctr(&["image", "pull", "--plain-http", "--snapshotter", "hermes", &image]).unwrap();
     Pulled { containerd, image, _registry: registry }
+}
+
+fn push_index(node: &Node, image: &str) {
+    for command in ["build", "push"] {
+        let builder = ["--root", "/var/lib/hermes/builder", "index", command, image];
+        node.run("hermes", &builder).unwrap();
+    }
+}
+
+fn snapshots(containerd: &Containerd) -> anyhow::Result<String> {
+    containerd.ctr(&["snapshots", "--snapshotter", "hermes", "list"])
+}
+
+/// Old versions of containerd try to connect again only every few seconds.
+fn until_containerd_is_served(containerd: &Containerd) {
+    let is_served = || Ok(snapshots(containerd).is_ok());
+    wait_until("containerd to find the daemon", PATIENCE, is_served).unwrap();
 }
 
 /// How many blobs containerd has; of an image that was not unpacked manifest and configuration.
@@ -75,15 +82,6 @@ fn n_blobs(containerd: &Containerd) -> usize {
 
 fn run(containerd: &Containerd, image: &str, name: &str) -> String {
     containerd.ctr(&["run", "--rm", "--snapshotter", "hermes", image, name]).unwrap()
-}
-
-/// What the image's program prints.
-#[track_caller]
-fn check(output: &str) {
-    let lines: Vec<&str> = output.lines().collect();
-    assert_eq!(lines.len(), 5, "{output}");
-    assert_eq!(lines[2], format!("{NUMBERS}  /data/numbers"));
-    assert_eq!(lines[3..], ["noise", "numbers"], "the whiteout is in force");
 }
 
 #[test]
@@ -114,14 +112,12 @@ fn snapshots_outlive_the_daemon(version: ContainerdVersion) {
         pull.insert(2, "--local");
     }
     containerd.ctr(&pull).unwrap();
-    check(&run(&containerd, &image, "one"));
+    check_busybox_output(&run(&containerd, &image, "one"));
     daemon.kill().unwrap();
     let daemon = start(&node);
-    let list = || containerd.ctr(&["snapshots", "--snapshotter", "hermes", "list"]);
-    // Old versions try to connect again only every few seconds.
-    wait_until("containerd to find the daemon", PATIENCE, || Ok(list().is_ok())).unwrap();
-    check(&run(&containerd, &image, "two"));
-    let committed = || list().unwrap().matches("Committed").count();
+    until_containerd_is_served(&containerd);
+    check_busybox_output(&run(&containerd, &image, "two"));
+    let committed = || snapshots(&containerd).unwrap().matches("Committed").count();
     assert_eq!(committed(), 3);
     containerd.ctr(&["image", "rm", "--sync", &image]).unwrap();
     assert_eq!(committed(), 0);
@@ -157,22 +153,22 @@ fn images_are_lazy(version: ContainerdVersion) {
     let daemon = start_with(&node, &[]);
     let Pulled { containerd, image, _registry } = pull(&node, version, "lazy:1", true);
     assert_eq!(n_blobs(&containerd), 2, "{}", daemon.log());
-    check(&run(&containerd, &image, "one"));
+    check_busybox_output(&run(&containerd, &image, "one"));
     let long = ["run", "--detach", "--snapshotter", "hermes", &image, "long", "/bin/sleep", "1000"];
     containerd.ctr(&long).unwrap();
     // The keeper starts the next one.
     daemon.kill().unwrap();
-    let list = || containerd.ctr(&["snapshots", "--snapshotter", "hermes", "list"]);
-    wait_until("containerd to find the daemon", PATIENCE, || Ok(list().is_ok())).unwrap();
+    until_containerd_is_served(&containerd);
     let inside = ["task", "exec", "--exec-id", "look", "long", "/app/run"];
-    check(&containerd.ctr(&inside).unwrap());
-    check(&run(&containerd, &image, "two"));
-    assert_eq!(list().unwrap().matches("Committed").count(), 3);
+    check_busybox_output(&containerd.ctr(&inside).unwrap());
+    check_busybox_output(&run(&containerd, &image, "two"));
+    assert_eq!(snapshots(&containerd).unwrap().matches("Committed").count(), 3);
     containerd.ctr(&["task", "kill", "--signal", "KILL", "long"]).unwrap();
     containerd.ctr(&["task", "delete", "long"]).unwrap_or_default();
     containerd.ctr(&["container", "delete", "long"]).unwrap();
     containerd.ctr(&["image", "rm", "--sync", &image]).unwrap();
-    assert_eq!(list().unwrap().lines().count(), 1, "{}", list().unwrap());
+    let list = snapshots(&containerd).unwrap();
+    assert_eq!(list.lines().count(), 1, "{list}");
     let mounted = || node.run("hermes", &["--output", "json", "status"]);
     wait_until("mounts to go", PATIENCE, || Ok(mounted()?.contains("\"mounts\": []"))).unwrap();
 }
@@ -193,10 +189,7 @@ fn pods_are_lazy(version: ContainerdVersion) {
     let _daemon = start(&node);
     let registry = node.registry(5000).unwrap();
     let image = busybox_image(&node, &registry, "lazy:1").unwrap();
-    for command in ["build", "push"] {
-        let builder = ["--root", "/var/lib/hermes/builder", "index", command, &image];
-        node.run("hermes", &builder).unwrap();
-    }
+    push_index(&node, &image);
     // What keeps a Pod's namespaces open; no pattern selects it.
     let sleep =
         "umoci config --image /srv/images:bb --tag pause --config.cmd /bin/sleep --config.cmd 1000";
@@ -210,12 +203,12 @@ fn pods_are_lazy(version: ContainerdVersion) {
     wait_until("CRI", PATIENCE, || Ok(cri(&["pull", &image]).is_ok())).unwrap();
     let blobs = containerd.ctr(&["--namespace", "k8s.io", "content", "ls", "--quiet"]).unwrap();
     assert_eq!(blobs.lines().count(), 2, "{blobs}");
-    check(&cri(&["run", &image]).unwrap());
+    check_busybox_output(&cri(&["run", &image]).unwrap());
     // Older versions know no image volumes.
     if version >= ContainerdVersion::Packaged {
         let run = ["run", &pause, &image, "/bin/sha256sum", "/volume/data/numbers"];
         let printed = cri(&run).unwrap();
-        assert_eq!(printed.trim(), format!("{NUMBERS}  /volume/data/numbers"));
+        assert_eq!(printed.trim(), format!("{NUMBERS_SHA256}  /volume/data/numbers"));
     }
     cri(&["rmi", &image]).unwrap();
 }
@@ -250,7 +243,7 @@ fn containers_start_while_the_daemon_is_killed_again_and_again() {
         pull(&node, ContainerdVersion::Newest, "lazy:1", true);
     let run = ["run", "--rm", "--snapshotter", "hermes", &image];
     let finished = AtomicUsize::new(0);
-    let (kills, failures) = std::thread::scope(|scope| {
+    let failures: usize = std::thread::scope(|scope| {
         let killer = scope.spawn(|| {
             // A daemon that dies ever so early is started ever later.
             for kills in 1..=9 {
@@ -266,7 +259,6 @@ fn containers_start_while_the_daemon_is_killed_again_and_again() {
                 let pid = pid.unwrap().to_string();
                 node.run("kill", &["-KILL", &pid]).unwrap();
             }
-            9
         });
         let clients = [0, 1, 2, 3].map(|client| {
             let (containerd, run, finished) = (&containerd, &run, &finished);
@@ -282,17 +274,18 @@ fn containers_start_while_the_daemon_is_killed_again_and_again() {
                         }
                         attempt += 1;
                     };
-                    check(&printed);
+                    check_busybox_output(&printed);
                     failures += attempt;
                     finished.fetch_add(1, Ordering::Relaxed);
                 }
                 failures
             })
         });
-        let failures: usize = clients.into_iter().map(|client| client.join().unwrap()).sum();
-        (killer.join().unwrap(), failures)
+        let failures = clients.into_iter().map(|client| client.join().unwrap()).sum();
+        killer.join().unwrap();
+        failures
     });
-    println!("{kills} kills, {failures} starts that had to be repeated");
+    println!("{failures} starts had to be repeated");
 }
 
 #[test]
@@ -315,9 +308,8 @@ fn a_complete_image_starts_after_a_reboot_without_its_registry() {
     assert_eq!(node.bash(unmount).unwrap().trim(), "0");
     drop(_registry);
     let _daemon = start(&node);
-    let list = || containerd.ctr(&["snapshots", "--snapshotter", "hermes", "list"]);
-    wait_until("containerd to find the daemon", PATIENCE, || Ok(list().is_ok())).unwrap();
-    check(&run(&containerd, &image, "one"));
+    until_containerd_is_served(&containerd);
+    check_busybox_output(&run(&containerd, &image, "one"));
 }
 
 #[test]
@@ -340,7 +332,7 @@ fn the_lower_layers_of_a_lazy_image_are_an_image_too() {
     let seen =
         node.bash(&format!("{mount}\nls /mnt /mnt/data; sha256sum < /mnt/data/numbers")).unwrap();
     assert!(seen.contains("removed") && !seen.contains("app"), "{seen}");
-    assert!(seen.contains(NUMBERS), "{seen}");
+    assert!(seen.contains(NUMBERS_SHA256), "{seen}");
     node.run("umount", &["/mnt"]).unwrap();
 }
 
@@ -351,7 +343,7 @@ fn an_image_that_no_pattern_selects_is_unpacked() {
     let Pulled { containerd, image, _registry } =
         pull(&node, ContainerdVersion::Newest, "other:1", true);
     assert_eq!(n_blobs(&containerd), 5);
-    check(&run(&containerd, &image, "one"));
+    check_busybox_output(&run(&containerd, &image, "one"));
     assert!(!daemon.log().contains("not lazy"), "nothing is asked about it");
 }
 
@@ -362,7 +354,7 @@ fn an_image_without_an_index_is_unpacked_and_the_log_says_why() {
     let Pulled { containerd, image, _registry } =
         pull(&node, ContainerdVersion::Newest, "lazy:1", false);
     assert_eq!(n_blobs(&containerd), 5);
-    check(&run(&containerd, &image, "one"));
+    check_busybox_output(&run(&containerd, &image, "one"));
     assert!(daemon.log().contains("no index in the registry"), "{}", daemon.log());
 }
 

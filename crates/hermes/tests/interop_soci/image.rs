@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use rustix::fs::{XattrFlags, setxattr};
 use serde_json::Value;
-use testnode::{Cache, Network, Node, NodeOptions, Registry};
+use testnode::{Node, Registry};
 
 /// Makes the layout `/srv/images` with the tag `app`: a small layer with a shell, one of Debian's
 /// programs and libraries in GNU's tar format, one with long names, hard links, extended attributes
@@ -81,12 +81,8 @@ pub(crate) const SAMPLES: &[&str] = &[
 
 /// A node in which `hermes` is the program under test.
 pub(crate) fn node() -> Node {
-    let peers = Cache::locate().existing_peers().unwrap();
-    let binds = vec![
-        (peers, "/opt/peers".to_owned()),
-        (PathBuf::from(env!("CARGO_BIN_EXE_hermes")), "/usr/local/bin/hermes".to_owned()),
-    ];
-    Node::start_with(&NodeOptions { network: Network::Own, binds }).unwrap()
+    let hermes = PathBuf::from(env!("CARGO_BIN_EXE_hermes"));
+    Node::start_and_bind(vec![(hermes, "/usr/local/bin/hermes".to_owned())]).unwrap()
 }
 
 /// Makes the image in the node and pushes it as `app:1` to `registry`; returns the reference.
