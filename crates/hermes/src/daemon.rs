@@ -674,15 +674,7 @@ fn is_no_room(err: &anyhow::Error) -> bool {
 
 /// The platform that was asked for, or this machine's.
 pub(crate) fn platform(text: Option<&str>) -> Result<Platform> {
-    let Some(text) = text else { return Ok(Platform::host()) };
-    let mut parts = text.split('/');
-    match (parts.next(), parts.next(), parts.next(), parts.next()) {
-        (Some(os), Some(architecture), variant, None) => {
-            let variant = variant.map(str::to_owned);
-            Ok(Platform { variant, ..Platform::new(os, architecture) })
-        }
-        _ => bail!("`{text}` is no platform; write one as linux/arm64"),
-    }
+    Ok(text.map(str::parse).transpose()?.unwrap_or_else(Platform::host))
 }
 
 /// A back end as the command line names it.

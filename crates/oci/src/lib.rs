@@ -20,5 +20,5 @@ pub use descriptor::Descriptor;
 pub use digest::{Digest, Hasher, ParseDigestError};
 pub use manifest::{Index, Manifest, ManifestOrIndex, ParseManifestError, parse_manifest};
 pub use media_type::{LayerCompression, UnknownLayerTypeError};
-pub use platform::Platform;
+pub use platform::{ParsePlatformError, Platform};
 pub use reference::{ParseReferenceError, Reference};

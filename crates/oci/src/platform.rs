@@ -1,6 +1,7 @@
 //! Platforms, and which image of an index runs on which machine.
 
 use std::fmt;
+use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
@@ -112,12 +113,45 @@ impl fmt::Display for Platform {
     }
 }
 
+/// A text that is not a platform.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{}` is no platform; write one as linux/arm64", .0.escape_debug())]
+pub struct ParsePlatformError(String);
+
+impl FromStr for Platform {
+    type Err = ParsePlatformError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let mut parts = text.split('/');
+        match (parts.next(), parts.next(), parts.next(), parts.next()) {
+            (Some(os), Some(architecture), variant, None)
+                if !os.is_empty() && !architecture.is_empty() =>
+            {
+                let variant = variant.map(str::to_owned);
+                Ok(Self { variant, ..Self::new(os, architecture) })
+            }
+            _ => Err(ParsePlatformError(text.to_owned())),
+        }
+    }
+}
+
 /// Worse than any lower variant of the right architecture.
 const ANOTHER_ARCHITECTURE: u32 = 1000;
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn platforms_are_read_as_they_are_written() {
+        for text in ["linux/amd64", "linux/arm/v7", "windows/amd64"] {
+            assert_eq!(text.parse::<Platform>().unwrap().to_string(), text);
+        }
+        for text in ["", "linux", "linux/", "/amd64", "linux/arm/v7/x"] {
+            let err = text.parse::<Platform>().unwrap_err().to_string();
+            assert!(err.contains("no platform"), "{text}: {err}");
+        }
+    }
 
     fn platform(text: &str) -> Platform {
         let mut parts = text.split('/');

@@ -15,7 +15,7 @@ const LAYERS: &[&[&str]] = &[
     &["sys", "oci", "causes"],
     &["ztoc"],
     &["plan", "tree"],
-    &["erofs", "registry", "index", "cache", "snapshotter"],
+    &["erofs", "registry", "index", "cache", "policy", "snapshotter"],
     &["artifacts", "fill", "testkit", "testnode"],
     &["fuse", "keeper"],
     &["mounts"],
@@ -23,7 +23,7 @@ const LAYERS: &[&[&str]] = &[
 ];
 
 /// Crates that turn values into values: no clock, no socket, no runtime.
-const PURE: &[&str] = &["causes", "oci", "ztoc", "plan", "tree", "erofs"];
+const PURE: &[&str] = &["causes", "oci", "ztoc", "plan", "tree", "erofs", "policy"];
 
 /// What a pure crate must not reach, however far down.
 const IMPURE: &[&str] = &["tokio", "reqwest", "hyper", "kube"];
