@@ -6,6 +6,7 @@ use std::fs::File;
 use std::io::{self, Write as _};
 use std::ops::Bound;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,11 @@ const MAX_CONNECTIONS: usize = 64;
 
 /// How long no connection is accepted after one could not be.
 const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
+
+/// How long another keeper may take to listen, or to be dead.
+const OTHERS_START: Duration = Duration::from_secs(5);
+
+const LOOK_AGAIN: Duration = Duration::from_millis(5);
 
 /// The kernel ends this process last.
 const OOM_SCORE: &str = "-999";
@@ -81,7 +87,7 @@ pub enum ServeError {
 pub fn serve(options: KeeperOptions) -> Result<(), ServeError> {
     let KeeperOptions { socket, pid_file, respawn, ready } = options;
     let system = |step| move |source| ServeError::System { step, source };
-    let lock = lock(&pid_file)?;
+    let lock = lock(&pid_file, &socket)?;
     let signals = Signals::hold().map_err(system("hold signals back"))?;
     // A keeper that leads a session already is as well off.
     rustix::process::setsid().ok();
@@ -378,18 +384,25 @@ fn is_trusted(peer: Peer) -> bool {
     peer.uid == 0 || peer.uid == rustix::process::geteuid().as_raw()
 }
 
-/// Locks the file and writes our process id into it.
-fn lock(path: &Path) -> Result<File, ServeError> {
+/// Locks the file and writes our process id into it. Whoever has it locked and does not listen at the
+/// `socket` is about to do so, or to die.
+fn lock(path: &Path, socket: &Path) -> Result<File, ServeError> {
     let failed = |step| move |source| ServeError::Path { step, path: path.to_owned(), source };
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::CLOEXEC;
     let fd = rustix::fs::open(path, flags, Mode::RUSR | Mode::WUSR)
         .map_err(|err| failed("open")(err.into()))?;
-    match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => {}
-        Err(rustix::io::Errno::WOULDBLOCK) => {
+    let deadline = Instant::now() + OTHERS_START;
+    loop {
+        match rustix::fs::flock(&fd, FlockOperation::NonBlockingLockExclusive) {
+            Ok(()) => break,
+            Err(rustix::io::Errno::WOULDBLOCK) => {}
+            Err(err) => return Err(failed("lock")(err.into())),
+        }
+        if UnixStream::connect(socket).is_ok() || Instant::now() > deadline {
             return Err(ServeError::Running { pid_file: path.to_owned() });
         }
-        Err(err) => return Err(failed("lock")(err.into())),
+        // Nothing tells of either.
+        std::thread::park_timeout(LOOK_AGAIN);
     }
     let mut file = File::from(fd);
     file.set_len(0).map_err(failed("empty"))?;

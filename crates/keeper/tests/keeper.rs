@@ -204,6 +204,37 @@ fn there_is_one_keeper() {
     assert_eq!(std::fs::read_to_string(pid_file).unwrap(), format!("{pid}\n"));
 }
 
+/// Whoever holds the lock and does not listen is dying.
+#[test]
+fn a_keeper_waits_for_the_end_of_a_dying_one() {
+    let rig = Rig::new();
+    let pid_file = rig.root.path().join("keeper.pid");
+    let lock = File::create(&pid_file).unwrap();
+    lock.lock().unwrap();
+    let keeper = std::thread::scope(|scope| {
+        let started = scope.spawn(|| rig.keeper(None));
+        let looks = || {
+            std::fs::read_dir("/proc").unwrap().flatten().any(|process| {
+                let ours = process.file_name() == std::process::id().to_string().as_str();
+                let fds =
+                    std::fs::read_dir(process.path().join("fd")).into_iter().flatten().flatten();
+                !ours
+                    && fds
+                        .map(|fd| std::fs::read_link(fd.path()))
+                        .any(|to| to.is_ok_and(|to| to == pid_file))
+            })
+        };
+        let begin = Instant::now();
+        while !looks() {
+            assert!(begin.elapsed() < PATIENCE && !started.is_finished());
+            std::thread::yield_now();
+        }
+        drop(lock);
+        started.join().unwrap()
+    });
+    assert!(keeper.pid().unwrap() > 0);
+}
+
 #[test]
 fn only_an_empty_keeper_terminates() {
     let rig = Rig::new();
