@@ -22,14 +22,33 @@ pub struct FoundIndexes {
     pub layers: Vec<Option<StoredIndex>>,
     /// In a sentence for the user: where they came from, or why there are none.
     pub reason: String,
+    /// How the search ended.
+    pub outcome: IndexOutcome,
     /// What a remote index says of the start of the image's own command, if one was asked for: the place of
     /// a layer, and a range of its tar in bytes. Nobody has checked it.
     pub start: Vec<(usize, Range<u64>)>,
 }
 
+/// How the search for an image's index ended.
+#[derive(Debug)]
+pub enum IndexOutcome {
+    /// All of it is in the store.
+    Stored,
+    /// There is one where the image lies; of what can be used of it, there is what there is.
+    Remote,
+    /// There is none where the image lies.
+    Absent,
+    /// It cannot be said, or had.
+    Failed(OriginError),
+}
+
 impl FoundIndexes {
-    const fn without_start(layers: Vec<Option<StoredIndex>>, reason: String) -> Self {
-        Self { layers, reason, start: Vec::new() }
+    const fn without_start(
+        layers: Vec<Option<StoredIndex>>,
+        reason: String,
+        outcome: IndexOutcome,
+    ) -> Self {
+        Self { layers, reason, outcome, start: Vec::new() }
     }
 }
 
@@ -55,21 +74,22 @@ pub async fn find_indexes(
     }
     if layers.iter().all(Option::is_some) {
         let reason = "an index of every layer is on this machine".to_owned();
-        return Ok(FoundIndexes::without_start(layers, reason));
+        return Ok(FoundIndexes::without_start(layers, reason, IndexOutcome::Stored));
     }
     let remote = match remote_index(origin, descriptor, manifest).await {
         Ok(Some(found)) => found,
         Ok(None) => {
             let reason = "no index in the registry: neither annotation nor referrer".to_owned();
-            return Ok(FoundIndexes::without_start(layers, reason));
+            return Ok(FoundIndexes::without_start(layers, reason, IndexOutcome::Absent));
         }
         Err(err) => {
             let reason = format!("the registry's index cannot be used: {}", in_full(&err));
-            return Ok(FoundIndexes::without_start(layers, reason));
+            return Ok(FoundIndexes::without_start(layers, reason, IndexOutcome::Failed(err)));
         }
     };
     let reason = fetch_ztocs(origin, manifest, store, (&remote, room), &mut layers).await?;
-    Ok(FoundIndexes { start: remote.start(manifest), layers, reason })
+    let (start, outcome) = (remote.start(manifest), IndexOutcome::Remote);
+    Ok(FoundIndexes { layers, reason, outcome, start })
 }
 
 /// An index that lies beside an image.

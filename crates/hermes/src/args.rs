@@ -4,8 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-
-use crate::pattern::Pattern;
+use policy::{BackendChoice, Completion};
 
 /// Starts containers from unmodified OCI images before the image is downloaded.
 #[derive(Debug, Parser)]
@@ -80,13 +79,16 @@ pub(crate) enum Command {
     Status(StatusArguments),
     /// Say why an image or a mount is lazy or not, and what is still missing of it
     Explain {
-        /// An image, or a folder where one is mounted
-        #[arg(value_name = "IMAGE|DIR")]
+        /// An image, a folder where one is mounted, or the id of a container of containerd
+        #[arg(value_name = "IMAGE|DIR|CONTAINER")]
         what: String,
     },
     /// Look after the cache of layers
     #[command(subcommand)]
     Cache(CacheCommand),
+    /// Show and check the configuration of a node's daemon
+    #[command(subcommand)]
+    Config(ConfigCommand),
     /// Serve the mounts of the root folder; started by `mount` when none runs
     Daemon(DaemonArguments),
     /// Hold the kernel's descriptors while the daemon is away; started by the daemon
@@ -273,6 +275,19 @@ pub(crate) enum CacheCommand {
     Verify,
 }
 
+/// Commands on the configuration of a node's daemon.
+#[derive(Debug, Subcommand)]
+pub(crate) enum ConfigCommand {
+    /// Print a configuration file with every key, what it means, and its default
+    Default,
+    /// Say what is wrong with a configuration file and the policies that it names
+    Check {
+        /// The file
+        #[arg(default_value = crate::config::USUAL_PLACE)]
+        file: PathBuf,
+    },
+}
+
 /// What the daemon can be told.
 #[derive(Debug, Clone, Default, Args)]
 pub(crate) struct DaemonTuning {
@@ -283,13 +298,6 @@ pub(crate) struct DaemonTuning {
     /// How long bytes stay after they were read, if others can be given up [default: 60s]
     #[arg(long, value_parser = duration, value_name = "DURATION")]
     pub(crate) eviction_grace: Option<Duration>,
-    /// Serve containerd as a proxy snapshotter on this unix socket
-    #[arg(long, value_name = "SOCKET")]
-    pub(crate) snapshotter: Option<PathBuf>,
-    /// Images that containerd need not unpack if they have an index: `*` is anything without a slash,
-    /// `**` anything, in references such as docker.io/library/nginx:1
-    #[arg(long, value_name = "PATTERN", requires = "snapshotter")]
-    pub(crate) lazy: Vec<Pattern>,
     /// What is not fetched before it is read, to see what it is worth
     #[arg(long, value_enum, value_delimiter = ',', value_name = "RULE")]
     pub(crate) without: Vec<Rule>,
@@ -322,20 +330,14 @@ impl Rule {
     }
 }
 
-/// When the rest of an image is fetched.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Completion {
-    /// From the moment of the mount, behind all readers.
-    Now,
-    /// Only what is read.
-    Never,
-}
-
 /// Arguments of `hermes daemon`.
 #[derive(Debug, Args)]
 pub(crate) struct DaemonArguments {
     #[command(flatten)]
     pub(crate) tuning: DaemonTuning,
+    /// Serve containerd, and all else as this file says: see `hermes config default`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
     /// Do not let the keeper start the daemon again when it dies
     #[arg(long)]
     pub(crate) no_respawn: bool,
@@ -373,19 +375,6 @@ pub(crate) struct KeeperArguments {
     /// Command line that starts the daemon again
     #[arg(last = true)]
     pub(crate) respawn: Vec<std::ffi::OsString>,
-}
-
-/// Which back end to use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum BackendChoice {
-    /// The best that works here.
-    Auto,
-    /// EROFS over files that the kernel asks us to fill (fanotify pre-content events).
-    Erofs,
-    /// EROFS over loop devices whose files we serve.
-    ErofsLoop,
-    /// A FUSE file system.
-    Fuse,
 }
 
 /// Which program runs containers.
@@ -432,7 +421,7 @@ fn duration(text: &str) -> Result<Duration, String> {
     scaled(text, &[("us", 1), ("ms", 1_000), ("s", 1_000_000)]).map(Duration::from_micros)
 }
 
-fn size(text: &str) -> Result<u64, String> {
+pub(crate) fn size(text: &str) -> Result<u64, String> {
     scaled(text, &[("k", 1 << 10), ("m", 1 << 20), ("g", 1 << 30), ("t", 1 << 40), ("", 1)])
 }
 

@@ -1,6 +1,7 @@
 //! The process behind the mounts of one root folder.
 
 mod cache_requests;
+mod decisions;
 mod images;
 mod lazy;
 mod names;
@@ -16,29 +17,36 @@ use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
-use artifacts::{FoundManifest, Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes};
+use artifacts::{
+    FoundIndexes, FoundManifest, Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes,
+};
 use fill::{Engine, EngineOptions, Layer, LayerSpec, Order};
 use mounts::{Backend, FrontEnds, Holding, MountState, layer_name};
 use oci::{Digest, Platform};
 use parking_lot::Mutex;
+use policy::{BackendChoice, Completion};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use self::decisions::Decisions;
 use self::images::{ImageRecord, LoadedImage, merge, shape_of};
 use self::receive::Receiving;
 use self::room::RoomState;
 use self::source::Blob;
 use crate::args::{DaemonArguments, DaemonTuning, GlobalArguments, Rule};
+use crate::config::Config;
+use crate::policies::Policies;
 use crate::program_files::{self, Command};
-use crate::protocol::{Access, MountRequest};
+use crate::protocol::{Access, MountRequest, MountTuning};
 use crate::spawn::{LOCK, Restarter, Started};
 
+pub(crate) use self::decisions::DecisionReport;
 pub(crate) use self::report::{ExplainReport, MountReport, ProcessReport, StatusReport};
 pub(crate) use self::room::Shortage;
 
@@ -61,6 +69,10 @@ struct Daemon {
     grace: Duration,
     /// What is not fetched before it is read.
     without: Vec<Rule>,
+    /// What containerd was told of its images.
+    decisions: Mutex<Decisions>,
+    /// Which of them are lazy; unset if containerd is not served.
+    policies: OnceLock<Arc<Policies>>,
     /// One image is made ready at a time, so that two mounts of it share it.
     preparing: tokio::sync::Mutex<()>,
     receiving: Receiving,
@@ -71,6 +83,13 @@ struct Daemon {
 struct BeingMounted {
     manifest: Digest,
     layers: Vec<Digest>,
+}
+
+/// What an image is, and what there is of its indexes.
+#[derive(Debug)]
+struct Looked {
+    image: Image,
+    indexes: FoundIndexes,
 }
 
 /// Tells somebody how far a mount has come: what, how much of it, of how much.
@@ -95,29 +114,35 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
         (None, true) => Restarter::Nobody,
     };
     let respawn = restarter == Restarter::Keeper;
+    let config = arguments.config.as_deref().map(|path| Config::read_or_last(path, &root));
+    let config = config.transpose()?;
+    let options = server::ServerOptions {
+        common: common.clone(),
+        tuning: arguments.tuning.clone(),
+        config: arguments.config.as_ref().map(std::path::absolute).transpose()?,
+        respawn,
+    };
     restarter.write_down(&lock)?;
-    let keeper = Arc::new(keep(common, &root, &arguments.tuning, respawn)?);
+    let keeper = Arc::new(keep(&root, &options)?);
+    let tuning = configured(&arguments.tuning, config.as_ref(), &root)?;
     let holding = Holding::new(Arc::clone(&keeper), systemd.clone());
     let holding = Arc::new(holding.context("asking the keeper what it holds")?);
     let (front_ends, orphans) =
         FrontEnds::start(&root, Arc::clone(&holding)).context("starting")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let daemon =
-        Arc::new(Daemon::new(&root, front_ends, keeper, &arguments.tuning, runtime.handle())?);
+    let daemon = Arc::new(Daemon::new(&root, front_ends, keeper, &tuning, runtime.handle())?);
     daemon.adopt_all(&holding)?;
     daemon.front_ends.listen(orphans)?;
     // The first mount should not have to wait for it.
     let probing = probe_early(&daemon)?;
     daemon.clear_abandoned_runs();
-    let options =
-        server::ServerOptions { common: common.clone(), tuning: arguments.tuning.clone(), respawn };
     let ready = || -> Result<()> {
         if arguments.ready_on_stdin {
             Started::Serves.say()?;
         }
         systemd.map_or(Ok(()), |systemd| systemd.ready()).context("telling that the daemon serves")
     };
-    let containerd = for_containerd(&daemon, common, &arguments.tuning, runtime.handle())?;
+    let containerd = for_containerd(&daemon, config, runtime.handle())?;
     let served = server::serve(Arc::clone(&daemon), holding, (options, containerd), ready);
     let served = runtime.block_on(served);
     if respawn {
@@ -150,23 +175,42 @@ fn probe_early(daemon: &Arc<Daemon>) -> Result<Option<std::thread::JoinHandle<()
     Ok(Some(thread.spawn(probe).context("starting a thread")?))
 }
 
+/// What the command line leaves open, a configuration says.
+fn configured(tuning: &DaemonTuning, config: Option<&Config>, root: &Path) -> Result<DaemonTuning> {
+    let mut tuning = tuning.clone();
+    let Some(config) = config else { return Ok(tuning) };
+    if tuning.quota.is_none() {
+        let disk = rustix::fs::statvfs(root).context("looking at the disk")?;
+        tuning.quota = Some(config.cache.quota.bytes(disk.f_blocks * disk.f_frsize));
+    }
+    tuning.eviction_grace.get_or_insert_with(|| config.eviction_grace());
+    Ok(tuning)
+}
+
 /// Opens what containerd is served with, if it is to be.
 fn for_containerd(
     daemon: &Arc<Daemon>,
-    common: &GlobalArguments,
-    tuning: &DaemonTuning,
+    config: Option<Config>,
     runtime: &Handle,
 ) -> Result<Option<server::ForContainerd>> {
-    let Some(socket) = &tuning.snapshotter else { return Ok(None) };
-    let socket = std::path::absolute(socket).context("finding the socket for containerd")?;
+    let Some(config) = config else { return Ok(None) };
+    let socket = config.containerd.socket.clone();
     if let Some(dir) = socket.parent() {
         fs::create_dir_all(dir).with_context(|| format!("making {}", dir.display()))?;
     }
-    let access = crate::registries::access(&common.registry)?;
-    let patterns = tuning.lazy.clone();
-    let images = lazy::ContainerdImages::new(Arc::clone(daemon), runtime.clone(), access, patterns);
+    let policies = Policies::open(&config.containerd.policies);
+    let policies = Arc::clone(daemon.policies.get_or_init(|| Arc::new(policies)));
+    policies.watch().context("starting a thread")?;
+    let images = lazy::ContainerdImages::new(
+        (Arc::clone(daemon), runtime.clone()),
+        (config.access(), config.index_patience()),
+        policies,
+    );
     match snapshotter::Snapshots::open(&daemon.root.join("snapshots"), Some(Arc::new(images))) {
-        Ok(snapshots) => Ok(Some(server::ForContainerd { snapshots: Arc::new(snapshots), socket })),
+        Ok(snapshots) => {
+            let snapshots = Arc::new(snapshots);
+            Ok(Some(server::ForContainerd { snapshots, socket }))
+        }
         // Containers that run need this daemon more than new ones do.
         Err(err) if daemon.is_needed() => {
             let error = crate::failure::in_full(&err.into());
@@ -215,19 +259,22 @@ fn lock(root: &Path, taken: IfTaken) -> Result<File> {
 }
 
 /// Connects to the keeper of `root`, and starts one if there is none.
-fn keep(
-    common: &GlobalArguments,
-    root: &Path,
-    tuning: &DaemonTuning,
-    respawn: bool,
-) -> Result<keeper::Client> {
+fn keep(root: &Path, options: &server::ServerOptions) -> Result<keeper::Client> {
     let socket = root.join("keeper.sock");
-    let respawn = if respawn { crate::spawn::respawn(common, root, tuning)? } else { Vec::new() };
+    let server::ServerOptions { common, tuning, config, respawn } = options;
+    let respawn = match respawn {
+        true => crate::spawn::respawn((common, root), tuning, config.as_deref())?,
+        false => Vec::new(),
+    };
     let client = match keeper::Client::connect(&socket) {
         Ok(client) => client,
         Err(_nobody) => {
             let mut command = crate::spawn::keeper(common, root, &respawn)?;
-            keeper::start(&mut command, &socket).context("starting the keeper")?
+            let started = keeper::start(&mut command, &socket);
+            // A daemon that has just died may have started one that was not there yet.
+            started
+                .or_else(|err| keeper::Client::connect(&socket).map_err(|_nobody| err))
+                .context("starting the keeper")?
         }
     };
     // One that is there already knows how its first daemon was started.
@@ -298,6 +345,8 @@ impl Daemon {
             pressure,
             grace,
             without: tuning.without.clone(),
+            decisions: Mutex::default(),
+            policies: OnceLock::new(),
             preparing: tokio::sync::Mutex::default(),
             receiving: Receiving::default(),
         })
@@ -404,7 +453,7 @@ impl Daemon {
             )?);
         }
         let manifest = record.descriptor.digest;
-        let is_completed = AtomicBool::new(record.tuning.complete);
+        let is_completed = AtomicBool::new(record.tuning.completion == Completion::Now);
         let loaded = Arc::new(LoadedImage { record, tree, layers, is_completed, start });
         self.images.lock().insert(manifest, Arc::clone(&loaded));
         Ok(loaded)
@@ -490,13 +539,15 @@ impl Daemon {
         let names::Resolved { found, warning } = Box::pin(resolving).await?;
         let resolved = begin.elapsed();
         let _kept = self.keep(&found);
-        let loaded = self.prepare(&origin, found, &platform, request, progress).await?;
-        if request.tuning.complete {
+        let how = (&request.access, request.tuning);
+        let prepared = self.prepare(&origin, (found, &platform), how, None, progress);
+        let loaded = Box::pin(prepared).await?;
+        if request.tuning.completion == Completion::Now {
             loaded.record.keep_completing(&self.root).context("writing down the image")?;
             loaded.is_completed.store(true, Ordering::Relaxed);
         }
         let prepared = begin.elapsed();
-        self.prefetch_program(&loaded, request);
+        self.prefetch_program(&loaded, request.tuning, &request.command);
         let (dir, backend) = (request.dir.clone(), request.backend);
         let to_mount = loaded.to_mount(&self.root);
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
@@ -509,13 +560,31 @@ impl Daemon {
         Ok(MountReport { warnings, ..report::of_mount(&mounted, Some(&loaded)) })
     }
 
-    /// Loads an image. Layers without an index are received first.
+    /// What an image is, and what there is of its indexes.
+    async fn look(
+        &self,
+        origin: &Origin,
+        found: &FoundManifest,
+        platform: &Platform,
+    ) -> Result<Looked> {
+        let (image, indexes) = Box::pin(async {
+            tokio::join!(
+                origin.configure(found.clone(), platform),
+                find_indexes(origin, (&found.descriptor, &found.manifest), &self.indexes),
+            )
+        })
+        .await;
+        Ok(Looked { image: image?, indexes: indexes? })
+    }
+
+    /// Loads an image. Layers without an index are received first. `looked` is what a look at it has shown,
+    /// if that was just done.
     async fn prepare(
         &self,
         origin: &Origin,
-        manifest: FoundManifest,
-        platform: &Platform,
-        request: &MountRequest,
+        (manifest, platform): (FoundManifest, &Platform),
+        (access, tuning): (&Access, MountTuning),
+        mut looked: Option<Looked>,
         progress: Progress<'_>,
     ) -> Result<Arc<LoadedImage>> {
         let mut reason = None;
@@ -524,24 +593,20 @@ impl Daemon {
             if let Some(known) = self.images.lock().get(&manifest.descriptor.digest) {
                 return Ok(Arc::clone(known));
             }
-            let FoundManifest { descriptor, manifest: document, config: _ } = &manifest;
-            let needed = async {
-                tokio::join!(
-                    origin.configure(manifest.clone(), platform),
-                    find_indexes(origin, (descriptor, document), &self.indexes),
-                )
+            let Looked { image, indexes } = match looked.take() {
+                Some(looked) => looked,
+                None => self.look(origin, &manifest, platform).await?,
             };
-            let (image, found) = Box::pin(needed).await;
-            let (image, found) = (image?, found?);
-            let reason = reason.get_or_insert(found.reason);
-            let layers = image.layers.iter().zip(&found.layers);
+            let reason = reason.get_or_insert(indexes.reason);
+            let layers = image.layers.iter().zip(&indexes.layers);
             let without: Vec<&ImageLayer> =
                 layers.filter_map(|(layer, index)| index.is_none().then_some(layer)).collect();
             if without.is_empty() {
-                let record = ImageRecord::new(&image, &request.access, request.tuning, reason);
+                let record = ImageRecord::new(&image, access, tuning, reason);
                 record.save(&self.root).context("writing down the image")?;
-                let indexes = found.layers.into_iter().flatten().collect();
-                return self.assemble(record, &image, origin, (indexes, found.start), None);
+                let start = indexes.start;
+                let indexes = indexes.layers.into_iter().flatten().collect();
+                return self.assemble(record, &image, origin, (indexes, start), None);
             }
             // It may take minutes, and other images need not wait for it.
             drop(one_at_a_time);
@@ -641,14 +706,14 @@ impl Daemon {
     }
 
     /// Starts to fetch what the program of an image that is about to be mounted needs first.
-    fn prefetch_program(&self, image: &Arc<LoadedImage>, request: &MountRequest) {
+    fn prefetch_program(&self, image: &Arc<LoadedImage>, tuning: MountTuning, command: &[String]) {
         if self.without.contains(&Rule::Program) {
             return;
         }
         let own = Command::of(&image.record.config);
-        let arguments = match request.command.as_slice() {
+        let arguments = match command {
             // Only what is read is to be fetched.
-            [] if !request.tuning.complete => Vec::new(),
+            [] if tuning.completion == Completion::Never => Vec::new(),
             [] => own.arguments.clone(),
             command => command.to_vec(),
         };
@@ -678,11 +743,11 @@ pub(crate) fn platform(text: Option<&str>) -> Result<Platform> {
 }
 
 /// A back end as the command line names it.
-pub(crate) fn backend(choice: crate::args::BackendChoice) -> Option<Backend> {
+pub(crate) fn backend(choice: BackendChoice) -> Option<Backend> {
     match choice {
-        crate::args::BackendChoice::Auto => None,
-        crate::args::BackendChoice::Erofs => Some(Backend::Erofs),
-        crate::args::BackendChoice::ErofsLoop => Some(Backend::ErofsLoop),
-        crate::args::BackendChoice::Fuse => Some(Backend::Fuse),
+        BackendChoice::Auto => None,
+        BackendChoice::Erofs => Some(Backend::Erofs),
+        BackendChoice::ErofsLoop => Some(Backend::ErofsLoop),
+        BackendChoice::Fuse => Some(Backend::Fuse),
     }
 }

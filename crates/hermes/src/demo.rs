@@ -17,6 +17,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
 use artifacts::Image;
+use policy::Completion;
 use rustix::fs::Access;
 use tempfile::TempDir;
 
@@ -189,7 +190,7 @@ impl Stage<'_> {
             access: crate::registries::access(&self.scene.common().registry)?,
             // Only what is read is fetched: so the daemon has work to do whenever it is killed, and
             // what was fetched is what was needed.
-            tuning: MountTuning { complete: false, ..MountTuning::default() },
+            tuning: MountTuning { completion: Completion::Never, ..MountTuning::default() },
             command: self.arguments.command.clone(),
         })
     }

@@ -4,13 +4,15 @@
 mod args;
 mod cache_commands;
 mod client;
+mod config;
 mod daemon;
 mod demo;
 mod failure;
 mod index_commands;
 mod mount_commands;
 mod output;
-mod pattern;
+mod policies;
+
 mod program_files;
 mod protocol;
 mod registries;
@@ -54,6 +56,7 @@ fn run_command(common: &GlobalArguments, command: Command) -> Result<ExitCode> {
         Command::Explain { what } => mount_commands::explain(common, output, &what)?,
         Command::Index(command) => index_commands::run(common, output, &command)?,
         Command::Cache(command) => cache_commands::run(common, output, &command)?,
+        Command::Config(command) => config::run(output, &command)?,
         Command::Daemon(arguments) => daemon::run(common, &arguments)?,
         Command::Keeper(arguments) => keep(common, &arguments)?,
         Command::ContainerInit { rootfs, program } => return run::init(&rootfs, &program),

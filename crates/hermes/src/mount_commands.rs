@@ -1,5 +1,6 @@
 //! `mount`, `umount`, `status` and `explain`: questions to the daemon.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::time::Duration;
@@ -8,10 +9,12 @@ use anyhow::{Result, bail};
 use serde_json::Value;
 
 use crate::args::{
-    Completion, DaemonTuning, GlobalArguments, MountArguments, StatusArguments, UmountArguments,
+    DaemonTuning, GlobalArguments, MountArguments, StatusArguments, UmountArguments,
 };
 use crate::client;
-use crate::daemon::{ExplainReport, MountReport, ProcessReport, Shortage, StatusReport};
+use crate::daemon::{
+    DecisionReport, ExplainReport, MountReport, ProcessReport, Shortage, StatusReport,
+};
 use crate::output::{Output, bytes};
 use crate::protocol::{MountRequest, MountTuning, Request};
 
@@ -27,10 +30,7 @@ pub(crate) fn mount(
         backend: crate::daemon::backend(arguments.backend),
         platform: common.registry.platform.clone(),
         access: crate::registries::access(&common.registry)?,
-        tuning: MountTuning {
-            complete: arguments.completion == Completion::Now,
-            deadline: arguments.deadline,
-        },
+        tuning: MountTuning { completion: arguments.completion, deadline: arguments.deadline },
         command: Vec::new(),
     });
     let mounted: MountReport = client::ask_or_start(common, &output, &arguments.daemon, &request)?;
@@ -102,6 +102,9 @@ fn no_daemon(root: &Path) -> StatusReport {
         cache_bytes: 0,
         quota: None,
         room: None,
+        policies: None,
+        policy_trouble: Vec::new(),
+        decisions: BTreeMap::new(),
         bytes_fetched: 0,
         requests: 0,
         blocked_reads: 0,
@@ -126,6 +129,15 @@ fn status_text(status: &StatusReport) -> String {
     ));
     if let Some(room) = &status.room {
         line(format_args!("{room}"));
+    }
+    if let Some(policies) = status.policies {
+        let decisions = status.decisions.iter();
+        let pulled = decisions.map(|(reason, count)| format!(", {count} {}", reason.name()));
+        let pulled: String = pulled.collect();
+        line(format_args!("containerd is served; {policies} policies are in force{pulled}"));
+    }
+    for trouble in &status.policy_trouble {
+        line(format_args!("a policy is not in force: {trouble}"));
     }
     if status.daemon.pid.is_some() {
         line(format_args!(
@@ -181,9 +193,26 @@ pub(crate) fn explain(common: &GlobalArguments, output: Output, what: &str) -> R
     output.result(&report, explain_text)
 }
 
+fn decision_text(decision: &DecisionReport) -> String {
+    let what = if decision.lazy { "lazy" } else { "unpacked by containerd" };
+    let mut text = format!("{}: {what}, reason {}", decision.image, decision.reason.name());
+    if let Some(policy) = &decision.policy {
+        write!(text, ", policy {policy}").unwrap_or_default();
+    }
+    if !decision.detail.is_empty() {
+        write!(text, ": {}", decision.detail).unwrap_or_default();
+    }
+    text
+}
+
 fn explain_text(report: &ExplainReport) -> String {
-    let mut text = mount_text(&report.mount);
-    let mut line = |args: std::fmt::Arguments<'_>| write!(text, "\n{args}").unwrap_or_default();
+    let mut text = String::new();
+    let mut line = |args: std::fmt::Arguments<'_>| writeln!(text, "{args}").unwrap_or_default();
+    if let Some(decision) = &report.decision {
+        line(format_args!("{}", decision_text(decision)));
+    }
+    let Some(mount) = &report.mount else { return text };
+    line(format_args!("{}", mount_text(mount)));
     line(format_args!("index: {}", report.index));
     if let Some(room) = &report.room {
         line(format_args!("{room}"));

@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 
 use mounts::Backend;
+use policy::Completion;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -41,8 +42,8 @@ pub(crate) struct MountRequest {
 /// How a mount is served; kept with the image, for the daemons to come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct MountTuning {
-    /// Whether what nobody has read is fetched as well.
-    pub(crate) complete: bool,
+    /// When what nobody has read is fetched as well.
+    pub(crate) completion: Completion,
     /// How long a read waits before it fails.
     pub(crate) deadline: std::time::Duration,
 }
@@ -50,7 +51,7 @@ pub(crate) struct MountTuning {
 impl Default for MountTuning {
     /// Everything is fetched, and reads wait for five minutes.
     fn default() -> Self {
-        Self { complete: true, deadline: std::time::Duration::from_secs(300) }
+        Self { completion: Completion::Now, deadline: std::time::Duration::from_secs(300) }
     }
 }
 

@@ -18,7 +18,11 @@ fn program() -> &'static Path {
 }
 
 /// The command line of a daemon of `root`.
-fn daemon_arguments(common: &GlobalArguments, root: &Path, tuning: &DaemonTuning) -> Vec<OsString> {
+fn daemon_arguments(
+    (common, root): (&GlobalArguments, &Path),
+    tuning: &DaemonTuning,
+    config: Option<&Path>,
+) -> Vec<OsString> {
     let mut arguments: Vec<OsString> = vec!["--root".into(), root.into()];
     arguments.extend(["--log".into(), common.log.clone().into(), "daemon".into()]);
     if let Some(quota) = tuning.quota {
@@ -27,16 +31,8 @@ fn daemon_arguments(common: &GlobalArguments, root: &Path, tuning: &DaemonTuning
     if let Some(grace) = tuning.eviction_grace {
         arguments.extend(["--eviction-grace".into(), format!("{}us", grace.as_micros()).into()]);
     }
-    if let Some(socket) = &tuning.snapshotter {
-        arguments.extend(["--snapshotter".into(), socket.into()]);
-        for pattern in &tuning.lazy {
-            arguments.extend(["--lazy".into(), pattern.as_str().into()]);
-        }
-        // Mounts bring their own, containerd's images have none.
-        arguments.extend(["--hosts-dir".into(), common.registry.hosts_dir.clone().into()]);
-        if let Some(config) = &common.registry.docker_config {
-            arguments.extend(["--docker-config".into(), config.into()]);
-        }
+    if let Some(config) = config {
+        arguments.extend(["--config".into(), config.into()]);
     }
     for rule in &tuning.without {
         arguments.extend(["--without".into(), rule.name().into()]);
@@ -46,14 +42,14 @@ fn daemon_arguments(common: &GlobalArguments, root: &Path, tuning: &DaemonTuning
 
 /// The command line that starts a daemon like this one again.
 pub(crate) fn respawn(
-    common: &GlobalArguments,
-    root: &Path,
+    root: (&GlobalArguments, &Path),
     tuning: &DaemonTuning,
+    config: Option<&Path>,
 ) -> Result<Vec<OsString>> {
     // The keeper outlives this file, so it must know it by its name.
     let exe = installed(std::env::current_exe().context("finding our own program")?);
     let mut command = vec![exe.into_os_string()];
-    command.extend(daemon_arguments(common, root, tuning));
+    command.extend(daemon_arguments(root, tuning, config));
     Ok(command)
 }
 
@@ -156,7 +152,7 @@ pub(crate) fn daemon(
     std::fs::create_dir_all(root).with_context(|| format!("making {}", root.display()))?;
     let (mut ready, theirs) = io::pipe()?;
     let mut command = Command::new(program());
-    command.args(daemon_arguments(common, root, tuning)).arg("--ready-on-stdin");
+    command.args(daemon_arguments((common, root), tuning, None)).arg("--ready-on-stdin");
     detach(&mut command, root)?;
     command.stdin(Stdio::from(theirs));
     // A command that holds signals back must not pass that on.

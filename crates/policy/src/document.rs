@@ -34,41 +34,44 @@ pub struct Metadata {
 }
 
 /// What a policy wants.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase", deny_unknown_fields)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, rename_all = "camelCase", deny_unknown_fields)]
 pub struct PolicySpec {
     /// The policy selects nothing for the time being; what is mounted stays
-    #[serde(default)]
     pub paused: bool,
     /// The policy with the highest number decides of an image that several select; of equal ones the first by
     /// name
-    #[serde(default)]
     pub priority: i32,
     /// Images that are selected: by any of these
-    #[serde(default)]
     pub image_selectors: Vec<Selector>,
     /// Images that are not selected all the same; another policy may select them
-    #[serde(default)]
     pub exclude: Vec<Selector>,
     /// Platforms such as `linux/arm64` of the nodes that it is for; none means all
-    #[serde(default)]
     pub platforms: Vec<String>,
     /// Whether the images are lazy
-    #[serde(default)]
     pub mode: Mode,
     /// How they are mounted
-    #[serde(default)]
     pub backend: BackendChoice,
     /// When the rest of an image is fetched
-    #[serde(default)]
     pub completion: Completion,
     /// Seconds that a read waits for bytes that do not come before it fails
-    #[serde(default = "default_deadline")]
     pub read_deadline_seconds: u32,
 }
 
-const fn default_deadline() -> u32 {
-    300
+impl Default for PolicySpec {
+    fn default() -> Self {
+        Self {
+            paused: false,
+            priority: 0,
+            image_selectors: Vec::new(),
+            exclude: Vec::new(),
+            platforms: Vec::new(),
+            mode: Mode::default(),
+            backend: BackendChoice::default(),
+            completion: Completion::default(),
+            read_deadline_seconds: 300,
+        }
+    }
 }
 
 /// What becomes of an image.
@@ -139,10 +142,9 @@ pub fn parse(text: &str) -> Result<Vec<HermesPolicy>, ParsePolicyError> {
         .map_err(|err| ParsePolicyError::Malformed(Box::new(err)))?;
     let another = policies.iter().find(|it| it.kind != KIND || it.api_version != API_VERSION);
     match another {
-        Some(HermesPolicy { kind, api_version, .. }) => Err(ParsePolicyError::Another {
-            kind: kind.clone(),
-            api_version: api_version.clone(),
-        }),
+        Some(HermesPolicy { kind, api_version, .. }) => {
+            Err(ParsePolicyError::Another { kind: kind.clone(), api_version: api_version.clone() })
+        }
         None => Ok(policies),
     }
 }

@@ -43,7 +43,8 @@ impl Selector {
             return Err(BadSelector { text: text.clone(), why: "it is empty".to_owned() });
         }
         // One that is unbalanced may have become something else within the brackets.
-        let compiled = Regex::new(&expression).and_then(|_| Regex::new(&format!("^(?:{expression})$")));
+        let compiled =
+            Regex::new(&expression).and_then(|_| Regex::new(&format!("^(?:{expression})$")));
         compiled.map_err(|err| BadSelector { text: text.clone(), why: err.to_string() })
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use oci::{ParsePlatformError, Platform, Reference};
 use regex::RegexSet;
 
-use crate::document::{BackendChoice, Completion, HermesPolicy, Mode};
+use crate::document::{BackendChoice, Completion, HermesPolicy, Mode, PolicySpec};
 use crate::reason::Reason;
 use crate::selector::{BadSelector, Selector};
 
@@ -38,6 +38,24 @@ pub struct Behaviour {
     pub completion: Completion,
     /// How long a read waits for bytes that do not come.
     pub deadline: Duration,
+}
+
+impl Default for Behaviour {
+    /// What a policy wants that says nothing of it.
+    fn default() -> Self {
+        let spec = PolicySpec::default();
+        Self::of(&spec)
+    }
+}
+
+impl Behaviour {
+    fn of(spec: &PolicySpec) -> Self {
+        Self {
+            backend: spec.backend,
+            completion: spec.completion,
+            deadline: Duration::from_secs(spec.read_deadline_seconds.into()),
+        }
+    }
 }
 
 /// A policy wants an image lazy.
@@ -156,11 +174,7 @@ impl Policy {
             selects,
             excludes,
             platforms: spec.platforms.iter().map(platform).collect::<Result<_, _>>()?,
-            behaviour: Behaviour {
-                backend: spec.backend,
-                completion: spec.completion,
-                deadline: Duration::from_secs(spec.read_deadline_seconds.into()),
-            },
+            behaviour: Behaviour::of(spec),
             name,
         })
     }
@@ -241,10 +255,7 @@ mod tests {
         check(&[("a", &with("platforms: [linux/amd64]"))], Ok("a"));
         let arm = with("platforms: [linux/arm64]");
         check(&[("a", &arm)], Err((Reason::OtherPlatform, Some("a"))));
-        check(
-            &[("a", &with("paused: true")), ("b", &arm)],
-            Err((Reason::Paused, Some("a"))),
-        );
+        check(&[("a", &with("paused: true")), ("b", &arm)], Err((Reason::Paused, Some("a"))));
     }
 
     #[test]

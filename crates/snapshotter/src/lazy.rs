@@ -49,6 +49,8 @@ pub struct WantedLayer<'a> {
 pub struct LazyLayer {
     /// The image's reference, with the digest of its manifest.
     pub image: String,
+    /// The image's reference as it was pulled.
+    pub pulled_as: String,
     /// The chain id of the layer and all below it.
     pub chain: String,
     /// How many layers there are up to this one, itself included.

@@ -14,6 +14,7 @@ use cache::LayerShape;
 use fill::{Layer, Reader};
 use mounts::ImageToMount;
 use oci::{Descriptor, Digest, ImageConfig, Manifest};
+use policy::Completion;
 use serde::{Deserialize, Serialize};
 use tree::Tree;
 
@@ -81,10 +82,10 @@ impl ImageRecord {
 
     /// Writes down that the daemons to come fetch all of the image, unless that is written already.
     pub(super) fn keep_completing(&self, root: &Path) -> io::Result<()> {
-        if self.tuning.complete {
+        if self.tuning.completion == Completion::Now {
             return Ok(());
         }
-        let tuning = MountTuning { complete: true, ..self.tuning };
+        let tuning = MountTuning { completion: Completion::Now, ..self.tuning };
         Self { tuning, ..self.clone() }.save(root)
     }
 }

@@ -6,18 +6,22 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail, ensure};
-use artifacts::{Image, ImageName, Origin, find_indexes};
+use anyhow::{Context, Result, ensure};
+use artifacts::{FoundManifest, ImageName, IndexOutcome, Origin, OriginError};
 use mounts::MountState;
-use oci::{Descriptor, Digest, Platform};
+use oci::{Descriptor, Digest, Platform, Reference};
 use parking_lot::Mutex;
+use policy::{Behaviour, Reason};
+use registry::FetchError;
 use snapshotter::{LazyError, LazyImages, LazyLayer, WantedLayer};
 use tokio::runtime::Handle;
+use tokio::task::JoinSet;
 
-use super::Daemon;
+use super::decisions::DecisionReport;
 use super::images::{ImageRecord, LoadedImage};
-use crate::failure::in_full;
-use crate::pattern::Pattern;
+use super::{BeingMounted, Daemon, Looked};
+use crate::failure::{Exit, exit_of, in_full};
+use crate::policies::Policies;
 use crate::protocol::{Access, MountRequest, MountTuning};
 
 /// The lazy images of containerd.
@@ -25,76 +29,194 @@ pub(super) struct ContainerdImages {
     daemon: Arc<Daemon>,
     runtime: Handle,
     access: Access,
-    /// Which images may be lazy.
-    patterns: Vec<Pattern>,
-    /// What was decided of an image, by its manifest.
-    decisions: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<Option<Decision>>>>>,
+    /// How long a pull waits for the registry to say whether there is an index.
+    patience: Duration,
+    policies: Arc<Policies>,
+    platform: Platform,
+    /// What was found of an image, by its manifest.
+    findings: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<Option<Finding>>>>>,
+    /// Images that containerd was told are lazy, until they are mounted.
+    ahead: Mutex<Vec<Ahead>>,
+    /// What gets them ready.
+    tasks: Mutex<JoinSet<()>>,
     /// One mount on a folder at a time.
     mounting: Mutex<HashMap<PathBuf, Arc<Mutex<()>>>>,
 }
 
-/// Whether an image is lazy.
+/// Whether an image can be lazy.
 #[derive(Debug, Clone)]
-struct Decision {
-    /// Set if it is.
-    image: Option<Arc<Image>>,
-    /// When it was decided: what was in the way may have gone.
+struct Finding {
+    image: Result<Arc<Found>, Doubt>,
+    /// When it was found out: what was in the way may have gone.
     at: Instant,
+}
+
+/// An image that can be lazy.
+#[derive(Debug)]
+struct Found {
+    layers: Vec<Digest>,
+    diff_ids: Vec<Digest>,
+    /// Where its index came from.
+    index: String,
+}
+
+/// Why containerd has to fetch an image.
+#[derive(Debug, Clone)]
+struct Doubt {
+    reason: Reason,
+    detail: String,
+}
+
+/// An image that is got ready before it is mounted.
+#[derive(Debug)]
+struct Ahead {
+    since: Instant,
+    image: Arc<BeingMounted>,
 }
 
 impl fmt::Debug for ContainerdImages {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ContainerdImages").field("patterns", &self.patterns).finish_non_exhaustive()
+        f.debug_struct("ContainerdImages").field("policies", &self.policies).finish_non_exhaustive()
     }
 }
 
 impl ContainerdImages {
     pub(super) fn new(
-        daemon: Arc<Daemon>,
-        runtime: Handle,
-        access: Access,
-        patterns: Vec<Pattern>,
+        (daemon, runtime): (Arc<Daemon>, Handle),
+        (access, patience): (Access, Duration),
+        policies: Arc<Policies>,
     ) -> Self {
-        let (decisions, mounting) = (Mutex::default(), Mutex::default());
-        Self { daemon, runtime, access, patterns, decisions, mounting }
+        Self {
+            daemon,
+            runtime,
+            access,
+            patience,
+            policies,
+            platform: Platform::host(),
+            findings: Mutex::default(),
+            ahead: Mutex::default(),
+            tasks: Mutex::default(),
+            mounting: Mutex::default(),
+        }
     }
 
-    /// The image with this manifest, if it is lazy. The first to ask waits for the registry, the others
+    /// What a layer is, if its image is lazy, and where the image's index came from.
+    fn decide(
+        &self,
+        reference: &Reference,
+        wanted: &WantedLayer<'_>,
+        behaviour: Behaviour,
+    ) -> Result<(LazyLayer, String), Doubt> {
+        let elsewhere = |detail: &str| Doubt::new(Reason::OtherLayer, detail.to_owned());
+        let manifest: Digest = wanted.manifest.parse().map_err(|err| Doubt {
+            reason: Reason::Unsupported,
+            detail: format!("its manifest is `{}`: {err}", wanted.manifest.escape_debug()),
+        })?;
+        let name = ImageName::Registry(reference.with_digest(manifest));
+        let image = self.runtime.block_on(self.find_image(&name, manifest, behaviour))?;
+        let below = usize::try_from(wanted.below).unwrap_or(usize::MAX);
+        let layer = image.layers.get(below).ok_or_else(|| elsewhere("it has fewer layers"))?;
+        let diff_ids = image.diff_ids.get(..=below).unwrap_or_default();
+        if layer.to_string() != wanted.layer {
+            return Err(elsewhere(&format!("{} does not stand on {below} others", wanted.layer)));
+        }
+        if chain_id(diff_ids).is_none_or(|chain| chain.to_string() != wanted.chain) {
+            return Err(elsewhere(&format!("{} comes to another chain id", wanted.layer)));
+        }
+        let layer = LazyLayer {
+            image: name.to_string(),
+            pulled_as: reference.to_string(),
+            chain: wanted.chain.to_owned(),
+            layers: wanted.below + 1,
+            is_whole: below + 1 == image.layers.len(),
+        };
+        Ok((layer, image.index.clone()))
+    }
+
+    /// The image with this manifest, if it can be lazy. The first to ask waits for the registry, the others
     /// for him.
-    async fn decide(&self, name: &ImageName, manifest: Digest) -> Option<Arc<Image>> {
-        let decision = Arc::clone(self.decisions.lock().entry(manifest).or_default());
-        let mut decision = decision.lock().await;
-        if let Some(Decision { image, at }) = &*decision
-            && (image.is_some() || at.elapsed() < ASK_AGAIN)
+    async fn find_image(
+        &self,
+        name: &ImageName,
+        manifest: Digest,
+        behaviour: Behaviour,
+    ) -> Result<Arc<Found>, Doubt> {
+        let finding = Arc::clone(self.findings.lock().entry(manifest).or_default());
+        let mut finding = finding.lock().await;
+        if let Some(Finding { image, at }) = &*finding
+            && (image.is_ok() || at.elapsed() < ASK_AGAIN)
         {
             return image.clone();
         }
-        let found = tokio::time::timeout(PATIENCE, self.look_for_index(name)).await;
-        let found = found.unwrap_or_else(|_late| bail!("that took more than {PATIENCE:?}"));
-        let image = match found {
-            Ok(image) => Some(Arc::new(image)),
-            Err(err) => {
-                let why = in_full(&err);
-                tracing::info!(image = %name, why, "containerd unpacks the image: it is not lazy");
-                None
-            }
+        let found = tokio::time::timeout(self.patience, self.look_for_index(name)).await;
+        let late = |_late| {
+            let detail = format!("asking for its index took more than {:?}", self.patience);
+            Err(Doubt::new(Reason::RegistrySlow, detail))
         };
-        *decision = Some(Decision { image: image.clone(), at: Instant::now() });
+        let image = found.unwrap_or_else(late).map(|(origin, found, looked)| {
+            let image = Arc::new(Found {
+                layers: looked.image.layers.iter().map(|layer| layer.digest).collect(),
+                diff_ids: looked.image.config.rootfs.diff_ids.clone(),
+                index: looked.indexes.reason.clone(),
+            });
+            self.prepare_ahead(origin, found, looked, behaviour);
+            image
+        });
+        *finding = Some(Finding { image: image.clone(), at: Instant::now() });
         image
     }
 
-    /// Fails if no layer of the image has an index. What there is, is in the store then.
-    async fn look_for_index(&self, name: &ImageName) -> Result<Image> {
-        let origin = Origin::open(name, &self.daemon.client(&self.access))?;
-        let platform = Platform::host();
-        let found = super::names::resolve(&self.daemon.root, &origin, &platform).await?.found;
-        let (image, indexes) = tokio::join!(
-            origin.configure(found.clone(), &platform),
-            find_indexes(&origin, (&found.descriptor, &found.manifest), &self.daemon.indexes),
-        );
-        let indexes = indexes?;
-        ensure!(indexes.layers.iter().any(Option::is_some), "{}", indexes.reason);
-        Ok(image?)
+    /// Finds an image of which at least one layer has an index. What there is, is in the store then.
+    async fn look_for_index(
+        &self,
+        name: &ImageName,
+    ) -> Result<(Origin, FoundManifest, Looked), Doubt> {
+        let origin = Origin::open(name, &self.daemon.client(&self.access));
+        let origin = origin.map_err(|err| Doubt::of(&err.into()))?;
+        let resolved = super::names::resolve(&self.daemon.root, &origin, &self.platform).await;
+        let found = resolved.map_err(|err| Doubt::of(&err))?.found;
+        let looked = self.daemon.look(&origin, &found, &self.platform).await;
+        let looked = looked.map_err(|err| Doubt::of(&err))?;
+        if looked.indexes.layers.iter().any(Option::is_some) {
+            return Ok((origin, found, looked));
+        }
+        let reason = match &looked.indexes.outcome {
+            IndexOutcome::Absent => Reason::NoIndex,
+            IndexOutcome::Stored | IndexOutcome::Remote => Reason::BadIndex,
+            IndexOutcome::Failed(err) => reason_of(err),
+        };
+        Err(Doubt::new(reason, looked.indexes.reason))
+    }
+
+    /// Gets an image ready that is about to be mounted, with what was just found of it.
+    fn prepare_ahead(
+        &self,
+        origin: Origin,
+        found: FoundManifest,
+        looked: Looked,
+        behaviour: Behaviour,
+    ) {
+        let mut ahead = self.ahead.lock();
+        ahead.retain(|image| image.since.elapsed() < KEPT_AHEAD);
+        ahead.push(Ahead { since: Instant::now(), image: self.daemon.keep(&found) });
+        let (daemon, access) = (Arc::clone(&self.daemon), self.access.clone());
+        let platform = self.platform.clone();
+        let tuning = tuning_of(behaviour);
+        let prepare = async move {
+            let quietly = |_: &str, _: u64, _: u64| {};
+            let (looked, how) = (Some(looked), (&access, tuning));
+            let prepared = daemon.prepare(&origin, (found, &platform), how, looked, &quietly);
+            match Box::pin(prepared).await {
+                Ok(image) => daemon.prefetch_program(&image, tuning, &[]),
+                Err(err) => {
+                    let error = in_full(&err);
+                    tracing::warn!(image = %origin.name(), error, "the first container will get the image ready");
+                }
+            }
+        };
+        let mut tasks = self.tasks.lock();
+        while tasks.try_join_next().is_some() {}
+        tasks.spawn_on(prepare, &self.runtime);
     }
 
     fn mount_image(&self, layer: &LazyLayer, dir: &Path) -> Result<()> {
@@ -103,46 +225,53 @@ impl ContainerdImages {
         {
             return Ok(());
         }
+        let policies = self.policies.current();
+        let selected = layer.pulled_as.parse::<Reference>().ok();
+        let selected = selected.and_then(|image| policies.select(&image, &self.platform).ok());
+        let behaviour = selected.map_or_else(Behaviour::default, |selected| selected.behaviour);
         let request = MountRequest {
             image: layer.image.clone(),
             dir: dir.to_owned(),
-            backend: None,
+            backend: super::backend(behaviour.backend),
             platform: None,
             access: self.access.clone(),
-            tuning: MountTuning::default(),
+            tuning: tuning_of(behaviour),
             command: Vec::new(),
         };
         let quietly = |_: &str, _: u64, _: u64| {};
         let part = (!layer.is_whole).then_some(layer);
-        self.runtime.block_on(self.daemon.mount_for_containerd(&request, part, &quietly))
+        self.runtime.block_on(self.daemon.mount_for_containerd(&request, part, &quietly))?;
+        let manifest = request.image.parse::<ImageName>()?.digest();
+        self.ahead.lock().retain(|ahead| Some(ahead.image.manifest) != manifest);
+        Ok(())
     }
 }
 
 impl LazyImages for ContainerdImages {
     fn find(&self, wanted: &WantedLayer<'_>) -> Option<LazyLayer> {
         let ImageName::Registry(reference) = wanted.image.parse().ok()? else { return None };
-        let shown = reference.to_string();
-        if !self.patterns.iter().any(|pattern| pattern.matches(&shown)) {
-            return None;
+        let policies = self.policies.current();
+        let selected = policies.select(&reference, &self.platform);
+        let policy = selected.as_ref().map_or_else(|(_, policy)| *policy, |it| Some(it.policy));
+        let decided = match &selected {
+            Ok(selected) => self.decide(&reference, wanted, selected.behaviour),
+            Err((reason, _)) => Err(Doubt::new(*reason, String::new())),
+        };
+        let (reason, detail) = match &decided {
+            Ok((_, index)) => (Reason::Indexed, index.clone()),
+            Err(Doubt { reason, detail }) => (*reason, detail.clone()),
+        };
+        // Once an image, unless its layers differ.
+        if wanted.below == 0 || reason == Reason::OtherLayer {
+            let image = reference.to_string();
+            let decision = DecisionReport {
+                policy: policy.map(str::to_owned),
+                ..DecisionReport::new(&image, wanted.manifest, reason, detail)
+            };
+            decision.log();
+            self.daemon.decisions.lock().add(decision);
         }
-        let manifest: Digest = wanted.manifest.parse().ok()?;
-        let name = ImageName::Registry(reference.with_digest(manifest));
-        let image = self.runtime.block_on(self.decide(&name, manifest))?;
-        let below = usize::try_from(wanted.below).ok()?;
-        let layer = image.layers.get(below)?;
-        let diff_ids = image.config.rootfs.diff_ids.get(..=below)?;
-        if layer.digest.to_string() != wanted.layer
-            || chain_id(diff_ids)?.to_string() != wanted.chain
-        {
-            tracing::warn!(image = %name, layer = wanted.layer, "containerd unpacks a layer: it stands elsewhere in the image");
-            return None;
-        }
-        Some(LazyLayer {
-            image: name.to_string(),
-            chain: wanted.chain.to_owned(),
-            layers: wanted.below + 1,
-            is_whole: below + 1 == image.layers.len(),
-        })
+        decided.ok().map(|(layer, _)| layer)
     }
 
     fn mount(&self, layer: &LazyLayer, dir: &Path) -> Result<(), LazyError> {
@@ -160,6 +289,40 @@ impl LazyImages for ContainerdImages {
     }
 }
 
+impl Doubt {
+    const fn new(reason: Reason, detail: String) -> Self {
+        Self { reason, detail }
+    }
+
+    fn of(err: &anyhow::Error) -> Self {
+        let origin = err.chain().find_map(|cause| cause.downcast_ref::<OriginError>());
+        let reason = match (origin, exit_of(err)) {
+            (Some(origin), _) => reason_of(origin),
+            (None, Exit::Corrupt) => Reason::BadIndex,
+            (None, _) => Reason::Local,
+        };
+        Self::new(reason, in_full(err))
+    }
+}
+
+/// What it means for an image that this is in the way.
+fn reason_of(err: &OriginError) -> Reason {
+    match err {
+        OriginError::Registry { source: FetchError::Unauthorized { .. }, .. } => {
+            Reason::Unauthorized
+        }
+        OriginError::Registry { source: FetchError::WrongDigest { .. }, .. }
+        | OriginError::WrongDigest { .. } => Reason::BadIndex,
+        OriginError::Registry { .. } => Reason::RegistryUnavailable,
+        OriginError::Local { .. } => Reason::Local,
+        OriginError::NotAnImage { .. } | OriginError::WrongPlatform { .. } => Reason::Unsupported,
+    }
+}
+
+const fn tuning_of(behaviour: Behaviour) -> MountTuning {
+    MountTuning { completion: behaviour.completion, deadline: behaviour.deadline }
+}
+
 impl Daemon {
     /// Mounts an image for containerd: all of it, or the layers up to `part`.
     async fn mount_for_containerd(
@@ -174,7 +337,9 @@ impl Daemon {
         let platform = Platform::host();
         let found = super::names::resolve(&self.root, &origin, &platform).await?.found;
         let _kept = self.keep(&found);
-        let whole = self.prepare(&origin, found, &platform, request, progress).await?;
+        let how = (&request.access, request.tuning);
+        let prepared = self.prepare(&origin, (found, &platform), how, None, progress);
+        let whole = Box::pin(prepared).await?;
         let loaded = self.load_part(&origin, &whole.record, part)?;
         let to_mount = loaded.to_mount(&self.root);
         self.front_ends.mount(&to_mount, &request.dir, request.backend)?;
@@ -217,11 +382,11 @@ fn chain_id(diff_ids: &[Digest]) -> Option<Digest> {
     Some(rest.iter().fold(*first, |chain, next| Digest::of(format!("{chain} {next}").as_bytes())))
 }
 
-/// How long a pull waits for the registry to say whether there is an index.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// For so long an image stays what it was found to be, if that is not lazy.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
+
+/// For so long an image that is not mounted after all keeps its place.
+const KEPT_AHEAD: Duration = Duration::from_secs(600);
 
 #[cfg(test)]
 mod tests {

@@ -1,16 +1,20 @@
 //! What the daemon says of itself and its mounts.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
+use artifacts::ImageName;
 use fill::Layer;
 use mounts::{Backend, MountState, Mounted};
-use oci::Digest;
+use oci::{Digest, Platform};
+use policy::Reason;
 use serde::{Deserialize, Serialize};
 
 use super::Daemon;
+use super::decisions::DecisionReport;
 use super::images::LoadedImage;
 use super::room::Shortage;
 
@@ -26,6 +30,12 @@ pub(crate) struct StatusReport {
     pub(crate) quota: Option<u64>,
     /// What is wrong with the room, if anything is.
     pub(crate) room: Option<String>,
+    /// Policies that are in force; `None` if containerd is not served.
+    pub(crate) policies: Option<usize>,
+    /// Why some of the policies' folder is not in force.
+    pub(crate) policy_trouble: Vec<String>,
+    /// How often each reason has decided of an image that containerd pulled, since the daemon started.
+    pub(crate) decisions: BTreeMap<Reason, u64>,
     pub(crate) bytes_fetched: u64,
     pub(crate) requests: u64,
     pub(crate) blocked_reads: u64,
@@ -64,9 +74,12 @@ pub(crate) struct MountReport {
 }
 
 /// Why an image is lazy or not.
-#[derive(Debug, Serialize, Deserialize)]
+#[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct ExplainReport {
-    pub(crate) mount: MountReport,
+    /// What containerd was told when the image was pulled.
+    pub(crate) decision: Option<DecisionReport>,
+    /// If it is mounted; otherwise what follows is empty.
+    pub(crate) mount: Option<MountReport>,
     /// Where the index came from.
     pub(crate) index: String,
     pub(crate) layers: Vec<LayerReport>,
@@ -177,6 +190,9 @@ impl Daemon {
             cache_bytes,
             quota,
             room: self.room_trouble(),
+            policies: self.policies.get().map(|policies| policies.current().len()),
+            policy_trouble: self.policies.get().map_or_else(Vec::new, |all| all.trouble()),
+            decisions: self.decisions.lock().counts().clone(),
             bytes_fetched: figures.bytes_fetched,
             requests: figures.requests,
             blocked_reads: figures.blocked_reads,
@@ -185,18 +201,66 @@ impl Daemon {
     }
 
     pub(super) fn explain(&self, what: &str) -> Result<ExplainReport> {
+        let named = what.parse::<ImageName>().ok();
+        let name = named.as_ref().map(ImageName::to_string);
+        let decision = name.and_then(|name| self.decisions.lock().of(&name).cloned());
+        let dir = match std::fs::canonicalize(what) {
+            Ok(dir) => Some(dir),
+            Err(_not_one) => self.dir_of_container(what)?,
+        };
+        let manifest = decision.as_ref().and_then(|decision| decision.manifest.parse().ok());
         let mounts = self.front_ends.list();
         let images = self.images.lock();
-        let dir = std::fs::canonicalize(what).ok();
-        let named = what.parse::<artifacts::ImageName>().map(|name| name.to_string()).ok();
         for mounted in &mounts {
             let Some(image) = images.get(&mounted.record.manifest) else { continue };
-            let by_name = named.as_deref() == Some(image.record.name.as_str());
-            if dir.as_deref() == Some(mounted.record.dir.as_path()) || by_name {
+            let by_name = named.as_ref().is_some_and(|name| name.to_string() == image.record.name);
+            let by_dir = dir.as_deref() == Some(mounted.record.dir.as_path());
+            if by_dir || by_name || manifest == Some(mounted.record.manifest) {
                 return Ok(self.explain_mount(mounted, image));
             }
         }
-        bail!("{what} is not mounted here; `hermes status` lists what is")
+        if decision.is_some() {
+            return Ok(ExplainReport { decision, ..ExplainReport::default() });
+        }
+        bail!(
+            "{what} is neither mounted here nor was it pulled since the daemon started; `hermes status` lists what is mounted{}",
+            self.forecast(named)
+        )
+    }
+
+    /// What would be decided of an image, as the end of a sentence.
+    fn forecast(&self, image: Option<ImageName>) -> String {
+        let (Some(ImageName::Registry(image)), Some(policies)) = (image, self.policies.get())
+        else {
+            return String::new();
+        };
+        match policies.current().select(&image, &Platform::host()) {
+            Ok(selected) => {
+                format!("; policy `{}` makes it lazy if it has an index", selected.policy)
+            }
+            Err((reason, Some(policy))) => {
+                format!("; it would not be lazy: {}, says policy `{policy}`", reason.name())
+            }
+            Err((reason, None)) => format!("; it would not be lazy: {}", reason.name()),
+        }
+    }
+
+    /// The folder of the image that a container of containerd runs on, by its id or the first 12 digits or
+    /// more of it.
+    fn dir_of_container(&self, id: &str) -> Result<Option<PathBuf>> {
+        let is_id = |name: &str| name == id || (id.len() >= SHORT_ID && name.starts_with(id));
+        for mount in sys::mount::mountinfo()? {
+            let mut parts = mount.point.iter().rev().map(|part| part.to_string_lossy());
+            let is_its_root = parts.next().is_some_and(|name| name == "rootfs")
+                && parts.next().is_some_and(|name| is_id(&name));
+            if !is_its_root {
+                continue;
+            }
+            let options = mount.super_options.split(',');
+            let lower = options.filter_map(|option| option.strip_prefix("lowerdir=")).next();
+            return Ok(lower.and_then(|dirs| dirs.rsplit(':').next()).map(PathBuf::from));
+        }
+        Ok(None)
     }
 
     fn explain_mount(&self, mounted: &Mounted, image: &LoadedImage) -> ExplainReport {
@@ -218,7 +282,8 @@ impl Daemon {
         let probe = self.front_ends.probe();
         let why_not = |backend: Backend| Some((backend, probe.why_not(backend)?.to_owned()));
         ExplainReport {
-            mount: of_mount(mounted, Some(image)),
+            decision: self.decisions.lock().of(&image.record.name).cloned(),
+            mount: Some(of_mount(mounted, Some(image))),
             index: image.record.index.clone(),
             layers: layers.collect(),
             room: self.room_trouble(),
@@ -231,5 +296,8 @@ impl Daemon {
 fn seconds(duration: Duration) -> f64 {
     duration.as_secs_f64()
 }
+
+/// Shorter ones may be names of images.
+const SHORT_ID: usize = 12;
 
 const FILES_SHOWN: usize = 10;

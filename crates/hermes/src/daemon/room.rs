@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use fill::{Layer, Room};
 use oci::Digest;
+use policy::Completion;
 use serde::{Deserialize, Serialize};
 use tokio::select;
 
@@ -35,6 +36,34 @@ pub(super) async fn look_after(daemon: Arc<Daemon>) {
                 () = daemon.pressure.notified() => {}
                 () = tokio::time::sleep(pause) => {}
             },
+        }
+    }
+}
+
+/// Completes the images that are to be completed when nobody waits, for as long as the daemon runs.
+pub(super) async fn complete_when_idle(daemon: Arc<Daemon>) {
+    let (mut waits, mut quiet) = (0, 0);
+    loop {
+        tokio::time::sleep(IDLE / LOOKS).await;
+        let images: Vec<Arc<LoadedImage>> = daemon.images.lock().values().cloned().collect();
+        let is_due = |image: &&Arc<LoadedImage>| {
+            image.record.tuning.completion == Completion::Idle
+                && !image.is_completed.load(Ordering::Relaxed)
+        };
+        let due: Vec<_> = images.iter().filter(is_due).collect();
+        let now = daemon.engine.figures().blocked_reads;
+        quiet = if due.is_empty() || now != waits { 0 } else { quiet + 1 };
+        waits = now;
+        if quiet < LOOKS {
+            continue;
+        }
+        for image in due {
+            tracing::info!(
+                image = image.record.name,
+                "nobody waits: the rest of the image is fetched"
+            );
+            image.is_completed.store(true, Ordering::Relaxed);
+            daemon.complete(image);
         }
     }
 }
@@ -459,7 +488,8 @@ impl Daemon {
 
     /// Removes unused layers so that an image can be completed.
     pub(super) fn make_room_for(&self, image: &LoadedImage) {
-        let Some(quota) = self.store.quota().filter(|_| image.record.tuning.complete) else {
+        let Some(quota) = self.store.quota().filter(|_| image.is_completed.load(Ordering::Relaxed))
+        else {
             return;
         };
         let coming: u64 = image.layers.iter().map(|layer| missing(layer)).sum();
@@ -542,6 +572,12 @@ const WORTH_OPENING: u64 = 1 << 20;
 
 /// How often warmer spans are looked for when the coldest are in use.
 const ATTEMPTS: u32 = 4;
+
+/// For so long nobody must have waited before what is to be completed then is completed.
+const IDLE: Duration = Duration::from_secs(30);
+
+/// How often it is looked at in that time.
+const LOOKS: u32 = 3;
 
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(5);
 

@@ -28,6 +28,8 @@ use crate::protocol::{Reply, Request};
 pub(super) struct ServerOptions {
     pub(super) common: GlobalArguments,
     pub(super) tuning: DaemonTuning,
+    /// The file that it was configured with.
+    pub(super) config: Option<PathBuf>,
     pub(super) respawn: bool,
 }
 
@@ -48,6 +50,7 @@ pub(super) async fn serve(
     let listener = listen(&path).with_context(|| format!("listening at {}", path.display()))?;
     let mut tasks = JoinSet::new();
     tasks.spawn(super::room::look_after(Arc::clone(&daemon)));
+    tasks.spawn(super::room::complete_when_idle(Arc::clone(&daemon)));
     let ending = Arc::new(AtomicBool::new(false));
     let watched =
         watch_keeper(Arc::clone(&daemon), Arc::clone(&holding), options, Arc::clone(&ending));
@@ -213,9 +216,7 @@ async fn watch_keeper(
             if !keeper.wait_closed(Some(KEEPER_PATIENCE))? || ending.load(Ordering::Acquire) {
                 return Ok(false);
             }
-            let another =
-                super::keep(&options.common, &daemon.root, &options.tuning, options.respawn)?;
-            let another = Arc::new(another);
+            let another = Arc::new(super::keep(&daemon.root, &options)?);
             holding.move_to(Arc::clone(&another))?;
             *daemon.keeper.lock() = another;
             Ok(true)

@@ -16,11 +16,22 @@ use testnode::{
 /// Where containerd finds Hermes in the node.
 const SOCKET: &str = "/run/hermes/containerd.sock";
 
+/// Where Hermes finds its configuration in the node.
+const CONFIG: &str = "/etc/hermes/config.toml";
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn node() -> Node {
     let hermes = PathBuf::from(env!("CARGO_BIN_EXE_hermes"));
     Node::start_and_bind(vec![(hermes, "/usr/local/bin/hermes".to_owned())]).unwrap()
+}
+
+/// A policy of which this is a part.
+fn policy(selector: &str) -> String {
+    format!(
+        "apiVersion: hermes.cloudpilot.ai/v1alpha1\nkind: HermesPolicy\nmetadata: {{name: lazy}}\n\
+         spec:\n  imageSelectors:\n  - {selector}\n"
+    )
 }
 
 /// Starts a daemon that nobody starts again.
@@ -29,9 +40,10 @@ fn start(node: &Node) -> Daemon {
 }
 
 fn start_with(node: &Node, more: &[&str]) -> Daemon {
-    let arguments = [&["--log", "info,snapshotter=debug", "daemon"], more].concat();
-    let served = ["--snapshotter", SOCKET, "--lazy", "127.0.0.1:5000/lazy*"];
-    let arguments = [arguments.as_slice(), &served].concat();
+    node.write(CONFIG, "").unwrap();
+    node.write("/etc/hermes/policies/lazy.yaml", policy("glob: '127.0.0.1:5000/lazy*'")).unwrap();
+    let log = ["--log", "info,snapshotter=debug"];
+    let arguments = [&log, ["daemon", "--config", CONFIG].as_slice(), more].concat();
     let mut daemon = node.spawn("hermes", "hermes", &arguments).unwrap();
     let socket = node.path(SOCKET);
     daemon.wait_ready("its socket", || Ok(UnixStream::connect(&socket).is_ok())).unwrap();
@@ -87,11 +99,14 @@ fn run(containerd: &Containerd, image: &str, name: &str) -> String {
 #[test]
 fn containerds_own_tests_of_snapshotters_pass() {
     let node = node();
+    let serve = "printf '[containerd]\\nsocket = \"%s\"\\n' $SOCKET > $ROOT.toml\n\
+                 exec hermes --root $ROOT daemon --config $ROOT.toml\n";
+    node.write("/srv/serve", serve).unwrap();
     // The tests' folders must be where overlayfs takes them.
     let script = "
         mkdir /var/lib/hermes/tests
         export TMPDIR=/var/lib/hermes/tests
-        export SNAPSHOTTER='hermes --root $ROOT daemon --snapshotter $SOCKET'
+        export SNAPSHOTTER='sh /srv/serve'
         /opt/peers/snapshotter-suite -test.v -test.parallel 4 -test.timeout 5m 2>&1";
     let output = node.bash(script).unwrap();
     let passed = output.matches("--- PASS: ").count();
@@ -345,6 +360,8 @@ fn an_image_that_no_pattern_selects_is_unpacked() {
     assert_eq!(n_blobs(&containerd), 5);
     check_busybox_output(&run(&containerd, &image, "one"));
     assert!(!daemon.log().contains("not lazy"), "nothing is asked about it");
+    let explained = node.run("hermes", &["explain", &image]).unwrap();
+    assert!(explained.contains("unpacked by containerd, reason no-policy"), "{explained}");
 }
 
 #[test]
@@ -356,6 +373,63 @@ fn an_image_without_an_index_is_unpacked_and_the_log_says_why() {
     assert_eq!(n_blobs(&containerd), 5);
     check_busybox_output(&run(&containerd, &image, "one"));
     assert!(daemon.log().contains("no index in the registry"), "{}", daemon.log());
+    let explained = node.run("hermes", &["--output", "json", "explain", &image]).unwrap();
+    let decision = &serde_json::from_str::<Value>(&explained).unwrap()["decision"];
+    assert_eq!((&decision["reason"], &decision["policy"]), (&"no-index".into(), &"lazy".into()));
+    let status: Value =
+        serde_json::from_str(&node.run("hermes", &["--output", "json", "status"]).unwrap())
+            .unwrap();
+    assert_eq!((&status["decisions"]["no-index"], &status["policies"]), (&1.into(), &1.into()));
+}
+
+/// Also of the right way to mount it, and through the id of a container.
+#[test]
+fn policies_are_in_force_without_a_restart() {
+    let node = node();
+    let daemon = start(&node);
+    let registry = node.registry(5000).unwrap();
+    let image = busybox_image(&node, &registry, "team/app:1").unwrap();
+    push_index(&node, &image);
+    let containerd =
+        node.containerd(ContainerdVersion::Newest, &lazy_pull_config("hermes", SOCKET)).unwrap();
+    let explain = |what: &str| node.run("hermes", &["explain", what]);
+    let before = explain(&image).unwrap_err().to_string();
+    assert!(before.contains("it would not be lazy: no-policy"), "{before}");
+    let file = "/etc/hermes/policies/team.yaml";
+    let in_force = |count: usize| {
+        let status = || node.run("hermes", &["status"]);
+        let is_so = || Ok(status()?.contains(&format!("{count} policies are in force")));
+        wait_until("policies", PATIENCE, is_so).unwrap();
+    };
+    let text = policy("prefix: 127.0.0.1:5000/team/").replace("name: lazy", "name: team");
+    node.write(file, format!("{text}  backend: fuse\n  completion: never\n")).unwrap();
+    in_force(2);
+    let before = explain(&image).unwrap_err().to_string();
+    assert!(before.contains("policy `team` makes it lazy if it has an index"), "{before}");
+    containerd.ctr(&["image", "pull", "--plain-http", "--snapshotter", "hermes", &image]).unwrap();
+    let long = ["run", "--detach", "--snapshotter", "hermes", &image, "long-running-one"];
+    containerd.ctr(&[&long[..], &["/bin/sleep", "1000"]].concat()).unwrap();
+    for what in [&image, "long-running-one", "long-running"] {
+        let explained = explain(what).unwrap();
+        let lazy = format!("{image}: lazy, reason indexed, policy team: index from");
+        assert!(explained.contains(&lazy), "{explained}");
+        assert!(explained.contains("fuse, served"), "{explained}");
+        assert!(!explained.contains("complete and proven"), "{explained}");
+    }
+    assert_eq!(n_blobs(&containerd), 2, "{}", daemon.log());
+    // What cannot be understood changes nothing, and is said.
+    node.write(file, "spec: [").unwrap();
+    let is_said = || Ok(node.run("hermes", &["status"])?.contains("team.yaml"));
+    wait_until("the trouble to be said", PATIENCE, is_said).unwrap();
+    in_force(2);
+    let checked = node.run("hermes", &["config", "check"]).unwrap_err().to_string();
+    assert!(checked.contains("team.yaml"), "{checked}");
+    node.run("rm", &[file]).unwrap();
+    in_force(1);
+    assert_eq!(
+        node.run("hermes", &["config", "check"]).unwrap(),
+        "/etc/hermes/config.toml: fine; 1 policies\n"
+    );
 }
 
 #[test]
@@ -365,8 +439,7 @@ fn a_lost_store_is_a_refusal() {
     assert!(daemon.stop().unwrap().success());
     node.bash("mkdir /var/lib/hermes/snapshots/7; rm /var/lib/hermes/snapshots/metadata.db*")
         .unwrap();
-    let refused =
-        node.bash(&format!("hermes daemon --snapshotter {SOCKET} 2>&1 || echo \"code $?\""));
+    let refused = node.bash(&format!("hermes daemon --config {CONFIG} 2>&1 || echo \"code $?\""));
     let refused = refused.unwrap();
     assert!(refused.contains("is gone, but 1 snapshots lie beside it"), "{refused}");
     assert!(refused.contains("code 1"), "{refused}");

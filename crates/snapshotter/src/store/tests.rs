@@ -57,7 +57,8 @@ fn ancestors_come_nearest_first() {
 
 fn lazy(layers: u32) -> LazyLayer {
     let (image, chain) = ("reg.test/app@sha256:0".to_owned(), "sha256:1".to_owned());
-    LazyLayer { image, chain, layers, is_whole: layers == 2 }
+    let pulled_as = "reg.test/app:1".to_owned();
+    LazyLayer { image, pulled_as, chain, layers, is_whole: layers == 2 }
 }
 
 #[test]
