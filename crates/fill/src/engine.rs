@@ -16,6 +16,7 @@ use tokio::task::JoinSet;
 use ztoc::SpanId;
 
 use crate::decode;
+use crate::durations::Durations;
 use crate::error::SpanFault;
 use crate::in_order::{self, Passes};
 use crate::layer::{Layer, LayerSpec, Order, SlowRead};
@@ -84,6 +85,8 @@ pub struct Figures {
     pub blocked_reads: u64,
     /// Reads that failed.
     pub failed_spans: u64,
+    /// How long reads waited, of those that are over.
+    pub waits: Durations,
 }
 
 pub(crate) struct Shared {
@@ -108,6 +111,7 @@ pub(crate) struct Shared {
     pub(crate) failed_spans: AtomicU64,
     last_demand: Mutex<Instant>,
     slowest: Mutex<Vec<SlowRead>>,
+    waits: Mutex<Durations>,
     sealer: Mutex<Option<mpsc::Sender<Arc<Layer>>>>,
     closed: Mutex<bool>,
     closing: Condvar,
@@ -175,6 +179,7 @@ impl Engine {
             failed_spans: AtomicU64::new(0),
             last_demand: Mutex::new(Instant::now()),
             slowest: Mutex::default(),
+            waits: Mutex::default(),
             sealer: Mutex::new(Some(sealer)),
             closed: Mutex::new(false),
             closing: Condvar::new(),
@@ -256,7 +261,14 @@ impl Engine {
             requests: self.shared.requests.load(Ordering::Relaxed),
             blocked_reads: self.shared.blocked_reads.load(Ordering::Relaxed),
             failed_spans: self.shared.failed_spans.load(Ordering::Relaxed),
+            waits: *self.shared.waits.lock(),
         }
+    }
+
+    /// How long nobody has waited for a byte.
+    #[must_use]
+    pub fn quiet_for(&self) -> Duration {
+        self.shared.quiet_for()
     }
 
     /// The reads that waited longest, the longest first.
@@ -312,6 +324,7 @@ impl Shared {
 
     pub(crate) fn reader_done(&self, read: SlowRead) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
+        self.waits.lock().add(read.waited);
         let mut slowest = self.slowest.lock();
         let at = slowest.partition_point(|other| other.waited >= read.waited);
         if at < SLOW_READS {

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod decode;
+mod durations;
 mod engine;
 mod error;
 mod gates;
@@ -19,6 +20,7 @@ mod seal;
 mod source;
 mod transfer;
 
+pub use durations::Durations;
 pub use engine::{Engine, EngineOptions, Event, Figures};
 pub use error::{ReadError, ReopenError};
 pub use gates::Gate;

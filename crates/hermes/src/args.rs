@@ -83,6 +83,10 @@ pub(crate) enum Command {
         #[arg(value_name = "IMAGE|DIR|CONTAINER")]
         what: String,
     },
+    /// Show which mounts fetch and wait, every second until interrupted
+    Top,
+    /// Print the daemon's metrics in the text format of Prometheus
+    Metrics,
     /// Look after the cache of layers
     #[command(subcommand)]
     Cache(CacheCommand),

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 use std::fs;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -27,6 +28,8 @@ pub(crate) struct Config {
     pub(crate) containerd: ContainerdConfig,
     /// How the registries of containerd's images are reached
     pub(crate) registry: RegistryConfig,
+    /// What can be watched
+    pub(crate) metrics: MetricsConfig,
 }
 
 /// What is kept of images.
@@ -62,6 +65,15 @@ pub(crate) struct RegistryConfig {
     /// Docker's `config.json` with credentials
     #[schemars(example = "/etc/hermes/docker.json")]
     pub(crate) docker_config: Option<PathBuf>,
+}
+
+/// What can be watched.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct MetricsConfig {
+    /// Where Prometheus finds `/metrics`, over plain HTTP without a password; nowhere if not set
+    #[schemars(example = "127.0.0.1:9464")]
+    pub(crate) address: Option<SocketAddr>,
 }
 
 impl Default for CacheConfig {

@@ -4,6 +4,7 @@ mod cache_requests;
 mod decisions;
 mod images;
 mod lazy;
+mod metrics;
 mod names;
 mod receive;
 mod report;
@@ -16,7 +17,7 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -24,7 +25,7 @@ use anyhow::{Context, Result, bail};
 use artifacts::{
     FoundIndexes, FoundManifest, Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes,
 };
-use fill::{Engine, EngineOptions, Layer, LayerSpec, Order};
+use fill::{Durations, Engine, EngineOptions, Layer, LayerSpec, Order};
 use mounts::{Backend, FrontEnds, Holding, MountState, layer_name};
 use oci::{Digest, Platform};
 use parking_lot::Mutex;
@@ -73,6 +74,10 @@ struct Daemon {
     decisions: Mutex<Decisions>,
     /// Which of them are lazy; unset if containerd is not served.
     policies: OnceLock<Arc<Policies>>,
+    /// How long mounts took.
+    mount_times: Mutex<Durations>,
+    /// Indexes that were found to lie.
+    revoked: Arc<AtomicU64>,
     /// One image is made ready at a time, so that two mounts of it share it.
     preparing: tokio::sync::Mutex<()>,
     receiving: Receiving,
@@ -142,8 +147,10 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
         }
         systemd.map_or(Ok(()), |systemd| systemd.ready()).context("telling that the daemon serves")
     };
+    let metrics = config.as_ref().and_then(|config| config.metrics.address);
+    let metrics = metrics.and_then(|address| runtime.block_on(metrics::listen(address)));
     let containerd = for_containerd(&daemon, config, runtime.handle())?;
-    let served = server::serve(Arc::clone(&daemon), holding, (options, containerd), ready);
+    let served = server::serve(Arc::clone(&daemon), holding, (options, containerd, metrics), ready);
     let served = runtime.block_on(served);
     if respawn {
         // The keeper was told that this is the end.
@@ -307,7 +314,8 @@ impl Daemon {
         let pressure = Arc::new(Notify::new());
         let (on_quota, on_full) = (Arc::clone(&pressure), Arc::clone(&pressure));
         let indexes = IndexStore::open(&root.join("index"))?;
-        let store_of_indexes = indexes.clone();
+        let (store_of_indexes, revoked) = (indexes.clone(), Arc::new(AtomicU64::new(0)));
+        let n_revoked = Arc::clone(&revoked);
         let tell = move |event| match event {
             fill::Event::Sealed { layer } => {
                 if let Err(err) = store_of_indexes.make_durable(&layer) {
@@ -316,6 +324,7 @@ impl Daemon {
             }
             fill::Event::NoRoom => on_full.notify_one(),
             fill::Event::Revoked { layer, index, why } => {
+                n_revoked.fetch_add(1, Ordering::Relaxed);
                 if let Err(err) = store_of_indexes.revoke(&layer, &index, &why) {
                     tracing::error!(%layer, error = %err, "index cannot be revoked for good");
                 }
@@ -347,6 +356,8 @@ impl Daemon {
             without: tuning.without.clone(),
             decisions: Mutex::default(),
             policies: OnceLock::new(),
+            mount_times: Mutex::default(),
+            revoked,
             preparing: tokio::sync::Mutex::default(),
             receiving: Receiving::default(),
         })
@@ -552,6 +563,7 @@ impl Daemon {
         let to_mount = loaded.to_mount(&self.root);
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
         let mounted = begin.elapsed();
+        self.mount_times.lock().add(mounted);
         tracing::info!(image = %request.image, ?resolved, ?prepared, ?mounted, "image mounted");
         self.make_room_for(&loaded);
         self.complete(&loaded);

@@ -19,6 +19,7 @@ mod registries;
 mod run;
 mod spawn;
 mod stream;
+mod top;
 
 use std::io::Write;
 use std::process::ExitCode;
@@ -54,6 +55,8 @@ fn run_command(common: &GlobalArguments, command: Command) -> Result<ExitCode> {
         Command::Umount(arguments) => mount_commands::umount(common, output, &arguments)?,
         Command::Status(arguments) => mount_commands::status(common, output, &arguments)?,
         Command::Explain { what } => mount_commands::explain(common, output, &what)?,
+        Command::Top => top::run(common, output)?,
+        Command::Metrics => mount_commands::metrics(common, output)?,
         Command::Index(command) => index_commands::run(common, output, &command)?,
         Command::Cache(command) => cache_commands::run(common, output, &command)?,
         Command::Config(command) => config::run(output, &command)?,

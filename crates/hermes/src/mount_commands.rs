@@ -179,6 +179,14 @@ fn mount_text(mount: &MountReport) -> String {
     text
 }
 
+/// Prints the daemon's metrics.
+pub(crate) fn metrics(common: &GlobalArguments, output: Output) -> Result<()> {
+    match client::ask::<String>(common, &output, &Request::Metrics)? {
+        Some(text) => output.result(&text, Clone::clone),
+        None => bail!("no daemon serves {}; there is nothing to measure", common.root.display()),
+    }
+}
+
 /// Says why an image is lazy or not.
 pub(crate) fn explain(common: &GlobalArguments, output: Output, what: &str) -> Result<()> {
     let what = if Path::new(what).is_dir() {

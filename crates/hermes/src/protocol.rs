@@ -75,6 +75,8 @@ pub(crate) enum Request {
         /// An image or a folder.
         what: String,
     },
+    /// What Prometheus would get.
+    Metrics,
     /// The cached layers.
     CacheList,
     /// Remove layers that no mount uses.

@@ -42,27 +42,19 @@ pub(super) async fn look_after(daemon: Arc<Daemon>) {
 
 /// Completes the images that are to be completed when nobody waits, for as long as the daemon runs.
 pub(super) async fn complete_when_idle(daemon: Arc<Daemon>) {
-    let (mut waits, mut quiet) = (0, 0);
     loop {
-        tokio::time::sleep(IDLE / LOOKS).await;
+        tokio::time::sleep(IDLE.saturating_sub(daemon.engine.quiet_for()).max(LOOK_AGAIN)).await;
+        if daemon.engine.quiet_for() < IDLE {
+            continue;
+        }
         let images: Vec<Arc<LoadedImage>> = daemon.images.lock().values().cloned().collect();
         let is_due = |image: &&Arc<LoadedImage>| {
             image.record.tuning.completion == Completion::Idle
-                && !image.is_completed.load(Ordering::Relaxed)
+                && !image.is_completed.swap(true, Ordering::Relaxed)
         };
-        let due: Vec<_> = images.iter().filter(is_due).collect();
-        let now = daemon.engine.figures().blocked_reads;
-        quiet = if due.is_empty() || now != waits { 0 } else { quiet + 1 };
-        waits = now;
-        if quiet < LOOKS {
-            continue;
-        }
-        for image in due {
-            tracing::info!(
-                image = image.record.name,
-                "nobody waits: the rest of the image is fetched"
-            );
-            image.is_completed.store(true, Ordering::Relaxed);
+        for image in images.iter().filter(is_due) {
+            let image_name = &image.record.name;
+            tracing::info!(image = image_name, "nobody waits: the rest of the image is fetched");
             daemon.complete(image);
         }
     }
@@ -576,8 +568,8 @@ const ATTEMPTS: u32 = 4;
 /// For so long nobody must have waited before what is to be completed then is completed.
 const IDLE: Duration = Duration::from_secs(30);
 
-/// How often it is looked at in that time.
-const LOOKS: u32 = 3;
+/// How often is looked at images whose time has come.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
 const PAUSE_AFTER_ERROR: Duration = Duration::from_secs(5);
 

@@ -14,7 +14,7 @@ use serde_json::Value;
 use snapshotter::Snapshots;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
-use tokio::net::{UnixListener, UnixStream};
+use tokio::net::{TcpListener, UnixListener, UnixStream};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -43,7 +43,7 @@ pub(super) struct ForContainerd {
 pub(super) async fn serve(
     daemon: Arc<Daemon>,
     holding: Arc<Holding>,
-    (options, containerd): (ServerOptions, Option<ForContainerd>),
+    (options, containerd, metrics): (ServerOptions, Option<ForContainerd>, Option<TcpListener>),
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
     let path = daemon.root.join("daemon.sock");
@@ -51,6 +51,9 @@ pub(super) async fn serve(
     let mut tasks = JoinSet::new();
     tasks.spawn(super::room::look_after(Arc::clone(&daemon)));
     tasks.spawn(super::room::complete_when_idle(Arc::clone(&daemon)));
+    if let Some(listener) = metrics {
+        tasks.spawn(super::metrics::serve(Arc::clone(&daemon), listener));
+    }
     let ending = Arc::new(AtomicBool::new(false));
     let watched =
         watch_keeper(Arc::clone(&daemon), Arc::clone(&holding), options, Arc::clone(&ending));
@@ -299,6 +302,7 @@ async fn answer(
         Request::Explain { what } => {
             blocking(daemon, move |daemon| Ok(serde_json::to_value(daemon.explain(&what)?)?)).await
         }
+        Request::Metrics => blocking(daemon, |daemon| Ok(daemon.metrics()?.into())).await,
         Request::CacheList => blocking(daemon, Daemon::cache_list).await,
         Request::CachePrune { keep } => {
             blocking(daemon, move |daemon| daemon.cache_prune(keep)).await

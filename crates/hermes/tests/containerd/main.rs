@@ -2,6 +2,8 @@
 
 #![expect(clippy::unwrap_used, reason = "shared parts of tests, which fail by panicking")]
 
+mod seeing;
+
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -40,7 +42,9 @@ fn start(node: &Node) -> Daemon {
 }
 
 fn start_with(node: &Node, more: &[&str]) -> Daemon {
-    node.write(CONFIG, "").unwrap();
+    if !node.path(CONFIG).exists() {
+        node.write(CONFIG, "").unwrap();
+    }
     node.write("/etc/hermes/policies/lazy.yaml", policy("glob: '127.0.0.1:5000/lazy*'")).unwrap();
     let log = ["--log", "info,snapshotter=debug"];
     let arguments = [&log, ["daemon", "--config", CONFIG].as_slice(), more].concat();

@@ -148,6 +148,18 @@ fn a_killed_keeper_is_replaced_and_holds_everything() {
 }
 
 #[test]
+fn an_image_is_completed_once_nobody_waits() {
+    let setup = Setup::new();
+    let (name, contents) = image(&setup, "idle", 8, 1 << 20);
+    setup.index(&name);
+    let dir = setup.mount(&name, "mnt", &["--completion", "idle"]);
+    assert_eq!(setup.status()["mounts"][0]["sealed"], false);
+    setup.until_sealed();
+    check(&dir, &contents);
+    assert!(setup.log().contains("nobody waits"), "{}", setup.log());
+}
+
+#[test]
 fn a_mount_whose_daemon_and_keeper_died_is_found_and_made_loud() {
     let setup = Setup::new();
     let (name, contents) = image(&setup, "both", 8, 1 << 20);
