@@ -65,17 +65,11 @@ pub async fn find_indexes(
     (descriptor, manifest): (&Descriptor, &Manifest),
     store: &IndexStore,
 ) -> Result<FoundIndexes, StoreIndexError> {
-    let mut layers = Vec::with_capacity(manifest.layers.len());
-    let mut room = Room::default();
-    for layer in &manifest.layers {
-        let stored = store.load(&layer.digest)?;
-        room.take(stored.as_ref().map_or(0, StoredIndex::toc_bytes))?;
-        layers.push(stored);
+    let (found, room) = look_in_store(manifest, store)?;
+    if found.layers.iter().all(Option::is_some) {
+        return Ok(found);
     }
-    if layers.iter().all(Option::is_some) {
-        let reason = "an index of every layer is on this machine".to_owned();
-        return Ok(FoundIndexes::without_start(layers, reason, IndexOutcome::Stored));
-    }
+    let mut layers = found.layers;
     let remote = match remote_index(origin, descriptor, manifest).await {
         Ok(Some(found)) => found,
         Ok(None) => {
@@ -90,6 +84,36 @@ pub async fn find_indexes(
     let reason = fetch_ztocs(origin, manifest, store, (&remote, room), &mut layers).await?;
     let (start, outcome) = (remote.start(manifest), IndexOutcome::Remote);
     Ok(FoundIndexes { layers, reason, outcome, start })
+}
+
+/// The indexes of the layers of an image that are in the store.
+///
+/// # Errors
+/// When the store fails.
+pub fn stored_indexes(
+    manifest: &Manifest,
+    store: &IndexStore,
+) -> Result<FoundIndexes, StoreIndexError> {
+    Ok(look_in_store(manifest, store)?.0)
+}
+
+fn look_in_store(
+    manifest: &Manifest,
+    store: &IndexStore,
+) -> Result<(FoundIndexes, Room), StoreIndexError> {
+    let mut layers = Vec::with_capacity(manifest.layers.len());
+    let mut room = Room::default();
+    for layer in &manifest.layers {
+        let stored = store.load(&layer.digest)?;
+        room.take(stored.as_ref().map_or(0, StoredIndex::toc_bytes))?;
+        layers.push(stored);
+    }
+    let (have, all) = (layers.iter().flatten().count(), layers.len());
+    let reason = match have == all {
+        true => "an index of every layer is on this machine".to_owned(),
+        false => format!("indexes of {have} of {all} layers are on this machine"),
+    };
+    Ok((FoundIndexes::without_start(layers, reason, IndexOutcome::Stored), room))
 }
 
 /// An index that lies beside an image.

@@ -52,6 +52,10 @@ pub(crate) struct ContainerdConfig {
     /// The folder of the `HermesPolicy` objects that say which images are lazy: every `.yaml`, `.yml` and
     /// `.json` file. It is read again when something changes there
     pub(crate) policies: PathBuf,
+    /// What becomes of images that a policy selects and that have no index, or whose policy wants them
+    /// eager: "unpack" leaves them to containerd; "stream" has Hermes fetch them whole while containerd
+    /// waits, index them on the way, and mount them
+    pub(crate) eager: Eager,
     /// Seconds that a pull waits for the registry to say whether there is an index
     pub(crate) index_patience_seconds: u32,
 }
@@ -87,6 +91,7 @@ impl Default for ContainerdConfig {
         Self {
             socket: "/run/hermes/containerd.sock".into(),
             policies: "/etc/hermes/policies".into(),
+            eager: Eager::Unpack,
             index_patience_seconds: 10,
         }
     }
@@ -96,6 +101,16 @@ impl Default for RegistryConfig {
     fn default() -> Self {
         Self { hosts_dir: "/etc/containerd/certs.d".into(), docker_config: None }
     }
+}
+
+/// What becomes of images that a policy selects and that are not lazy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum Eager {
+    /// containerd unpacks them.
+    Unpack,
+    /// Hermes fetches them whole, and mounts them.
+    Stream,
 }
 
 /// Disk space.

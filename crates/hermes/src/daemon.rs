@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use artifacts::{
     FoundIndexes, FoundManifest, Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes,
+    stored_indexes,
 };
 use fill::{Durations, Engine, EngineOptions, Layer, LayerSpec, Order};
 use mounts::{Backend, FrontEnds, Holding, MountState, layer_name};
@@ -95,6 +96,15 @@ struct BeingMounted {
 struct Looked {
     image: Image,
     indexes: FoundIndexes,
+}
+
+/// Where indexes are looked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Scope {
+    /// On this machine, and where the image lies.
+    Everywhere,
+    /// On this machine.
+    Stored,
 }
 
 /// Tells somebody how far a mount has come: what, how much of it, of how much.
@@ -208,11 +218,8 @@ fn for_containerd(
     let policies = Policies::open(&config.containerd.policies);
     let policies = Arc::clone(daemon.policies.get_or_init(|| Arc::new(policies)));
     policies.watch().context("starting a thread")?;
-    let images = lazy::ContainerdImages::new(
-        (Arc::clone(daemon), runtime.clone()),
-        (config.access(), config.index_patience()),
-        policies,
-    );
+    let images =
+        lazy::ContainerdImages::new((Arc::clone(daemon), runtime.clone()), &config, policies);
     match snapshotter::Snapshots::open(&daemon.root.join("snapshots"), Some(Arc::new(images))) {
         Ok(snapshots) => {
             let snapshots = Arc::new(snapshots);
@@ -578,14 +585,19 @@ impl Daemon {
         origin: &Origin,
         found: &FoundManifest,
         platform: &Platform,
+        scope: Scope,
     ) -> Result<Looked> {
-        let (image, indexes) = Box::pin(async {
-            tokio::join!(
-                origin.configure(found.clone(), platform),
-                find_indexes(origin, (&found.descriptor, &found.manifest), &self.indexes),
-            )
-        })
-        .await;
+        let indexes = async {
+            match scope {
+                Scope::Everywhere => {
+                    let manifest = (&found.descriptor, &found.manifest);
+                    find_indexes(origin, manifest, &self.indexes).await
+                }
+                Scope::Stored => stored_indexes(&found.manifest, &self.indexes),
+            }
+        };
+        let image = origin.configure(found.clone(), platform);
+        let (image, indexes) = Box::pin(async { tokio::join!(image, indexes) }).await;
         Ok(Looked { image: image?, indexes: indexes? })
     }
 
@@ -607,7 +619,7 @@ impl Daemon {
             }
             let Looked { image, indexes } = match looked.take() {
                 Some(looked) => looked,
-                None => self.look(origin, &manifest, platform).await?,
+                None => self.look(origin, &manifest, platform, Scope::Everywhere).await?,
             };
             let reason = reason.get_or_insert(indexes.reason);
             let layers = image.layers.iter().zip(&indexes.layers);

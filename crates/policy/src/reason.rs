@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 pub enum Reason {
     /// It is lazy: a policy selects it, and it has an index.
     Indexed,
-    /// Hermes has fetched all of it, since a policy selects it and it had no index.
+    /// Hermes has fetched all of it: a policy selects it, and it had no index or is to be eager.
     Streamed,
     /// No policy selects it.
     NoPolicy,

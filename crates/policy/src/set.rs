@@ -58,11 +58,13 @@ impl Behaviour {
     }
 }
 
-/// A policy wants an image lazy.
+/// A policy decides of an image.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Selected<'a> {
     /// The policy's name.
     pub policy: &'a str,
+    /// What it wants to become of the image.
+    pub mode: Mode,
     /// What it wants.
     pub behaviour: Behaviour,
 }
@@ -122,7 +124,7 @@ impl PolicySet {
         self.policies.is_empty()
     }
 
-    /// Who wants an image lazy on a `machine`.
+    /// Who decides of an image on a `machine`.
     ///
     /// # Errors
     /// The reason, if nobody does. If several policies would have but for something, it is that of the first,
@@ -137,11 +139,11 @@ impl PolicySet {
         for policy in &self.policies {
             match policy.decide(&subject, machine) {
                 None => {}
-                Some(Reason::Indexed) => {
-                    return Ok(Selected { policy: &policy.name, behaviour: policy.behaviour });
+                Some(Ok(())) => {
+                    let Policy { name, mode, behaviour, .. } = policy;
+                    return Ok(Selected { policy: name, mode: *mode, behaviour: *behaviour });
                 }
-                Some(Reason::Eager) => return Err((Reason::Eager, Some(&policy.name))),
-                Some(reason) => {
+                Some(Err(reason)) => {
                     nearly.get_or_insert((reason, Some(policy.name.as_str())));
                 }
             }
@@ -179,24 +181,23 @@ impl Policy {
         })
     }
 
-    /// Nothing if it does not know the image.
-    fn decide(&self, subject: &str, machine: &Platform) -> Option<Reason> {
+    /// Whether it decides of the image, or why not; nothing if it does not know it.
+    fn decide(&self, subject: &str, machine: &Platform) -> Option<Result<(), Reason>> {
         if !self.selects.is_match(subject) {
             return None;
         }
-        Some(if self.excludes.is_match(subject) {
-            Reason::Excluded
+        let in_the_way = if self.excludes.is_match(subject) {
+            Some(Reason::Excluded)
         } else if !self.platforms.is_empty()
             && !self.platforms.iter().any(|platform| platform.runs_on(machine))
         {
-            Reason::OtherPlatform
+            Some(Reason::OtherPlatform)
         } else if self.paused {
-            Reason::Paused
-        } else if self.mode == Mode::Eager {
-            Reason::Eager
+            Some(Reason::Paused)
         } else {
-            Reason::Indexed
-        })
+            None
+        };
+        Some(in_the_way.map_or(Ok(()), Err))
     }
 }
 
@@ -231,7 +232,12 @@ mod tests {
             let set = set(specs).unwrap();
             let machine = Platform::new("linux", "amd64");
             let image = "reg.test/app:1".parse().unwrap();
-            let found = set.select(&image, &machine).map(|selected| selected.policy);
+            let found = set.select(&image, &machine);
+            let found = found.map(|selected| match selected.mode {
+                Mode::Lazy => selected.policy.to_owned(),
+                Mode::Eager => format!("{} eagerly", selected.policy),
+            });
+            let found = found.as_deref().map_err(|reason| *reason);
             assert_eq!(found, expected, "{specs:?}");
         };
         const APP: &str = "imageSelectors: [{glob: 'reg.test/*'}]";
@@ -244,8 +250,8 @@ mod tests {
         check(&[("b", &with("priority: 1")), ("a", APP)], Ok("b"));
         check(&[("a", &with("paused: true"))], Err((Reason::Paused, Some("a"))));
         check(&[("a", &with("paused: true")), ("b", APP)], Ok("b"));
-        check(&[("a", &with("mode: eager"))], Err((Reason::Eager, Some("a"))));
-        check(&[("a", &with("mode: eager")), ("b", APP)], Err((Reason::Eager, Some("a"))));
+        check(&[("a", &with("mode: eager"))], Ok("a eagerly"));
+        check(&[("a", &with("mode: eager")), ("b", APP)], Ok("a eagerly"));
         check(&[("a", &with("mode: eager")), ("b", &with("priority: 1"))], Ok("b"));
         check(&[("a", &with("mode: eager, paused: true")), ("b", APP)], Ok("b"));
         let excluding = with("exclude: [{prefix: reg.test/app}]");

@@ -8,10 +8,11 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use artifacts::{FoundManifest, ImageName, IndexOutcome, Origin, OriginError};
+use futures_util::FutureExt;
 use mounts::MountState;
 use oci::{Descriptor, Digest, Platform, Reference};
 use parking_lot::Mutex;
-use policy::{Behaviour, Reason};
+use policy::{Behaviour, Mode, Reason, Selected};
 use registry::FetchError;
 use snapshotter::{LazyError, LazyImages, LazyLayer, WantedLayer};
 use tokio::runtime::Handle;
@@ -19,7 +20,8 @@ use tokio::task::JoinSet;
 
 use super::decisions::DecisionReport;
 use super::images::{ImageRecord, LoadedImage};
-use super::{BeingMounted, Daemon, Looked};
+use super::{BeingMounted, Daemon, Looked, Scope};
+use crate::config::{Config, Eager};
 use crate::failure::{Exit, exit_of, in_full};
 use crate::policies::Policies;
 use crate::protocol::{Access, MountRequest, MountTuning};
@@ -31,6 +33,8 @@ pub(super) struct ContainerdImages {
     access: Access,
     /// How long a pull waits for the registry to say whether there is an index.
     patience: Duration,
+    /// What becomes of selected images that are not lazy.
+    eager: Eager,
     policies: Arc<Policies>,
     platform: Platform,
     /// What was found of an image, by its manifest.
@@ -58,6 +62,8 @@ struct Found {
     diff_ids: Vec<Digest>,
     /// Where its index came from.
     index: String,
+    /// Why it is lazy.
+    reason: Reason,
 }
 
 /// Why containerd has to fetch an image.
@@ -83,14 +89,15 @@ impl fmt::Debug for ContainerdImages {
 impl ContainerdImages {
     pub(super) fn new(
         (daemon, runtime): (Arc<Daemon>, Handle),
-        (access, patience): (Access, Duration),
+        config: &Config,
         policies: Arc<Policies>,
     ) -> Self {
         Self {
             daemon,
             runtime,
-            access,
-            patience,
+            access: config.access(),
+            patience: config.index_patience(),
+            eager: config.containerd.eager,
             policies,
             platform: Platform::host(),
             findings: Mutex::default(),
@@ -100,20 +107,23 @@ impl ContainerdImages {
         }
     }
 
-    /// What a layer is, if its image is lazy, and where the image's index came from.
+    /// What a layer is, if its image is lazy, and the image.
     fn decide(
         &self,
         reference: &Reference,
         wanted: &WantedLayer<'_>,
-        behaviour: Behaviour,
-    ) -> Result<(LazyLayer, String), Doubt> {
+        selected: &Selected<'_>,
+    ) -> Result<(LazyLayer, Arc<Found>), Doubt> {
+        if selected.mode == Mode::Eager && self.eager == Eager::Unpack {
+            return Err(Doubt::new(Reason::Eager, String::new()));
+        }
         let elsewhere = |detail: &str| Doubt::new(Reason::OtherLayer, detail.to_owned());
         let manifest: Digest = wanted.manifest.parse().map_err(|err| Doubt {
             reason: Reason::Unsupported,
             detail: format!("its manifest is `{}`: {err}", wanted.manifest.escape_debug()),
         })?;
         let name = ImageName::Registry(reference.with_digest(manifest));
-        let image = self.runtime.block_on(self.find_image(&name, manifest, behaviour))?;
+        let image = self.runtime.block_on(self.find_image(&name, manifest, selected))?;
         let below = usize::try_from(wanted.below).unwrap_or(usize::MAX);
         let layer = image.layers.get(below).ok_or_else(|| elsewhere("it has fewer layers"))?;
         let diff_ids = image.diff_ids.get(..=below).unwrap_or_default();
@@ -130,7 +140,7 @@ impl ContainerdImages {
             layers: wanted.below + 1,
             is_whole: below + 1 == image.layers.len(),
         };
-        Ok((layer, image.index.clone()))
+        Ok((layer, image))
     }
 
     /// The image with this manifest, if it can be lazy. The first to ask waits for the registry, the others
@@ -139,84 +149,120 @@ impl ContainerdImages {
         &self,
         name: &ImageName,
         manifest: Digest,
-        behaviour: Behaviour,
+        selected: &Selected<'_>,
     ) -> Result<Arc<Found>, Doubt> {
-        let finding = Arc::clone(self.findings.lock().entry(manifest).or_default());
-        let mut finding = finding.lock().await;
-        if let Some(Finding { image, at }) = &*finding
-            && (image.is_ok() || at.elapsed() < ASK_AGAIN)
-        {
-            return image.clone();
-        }
-        let found = tokio::time::timeout(self.patience, self.look_for_index(name)).await;
-        let late = |_late| {
-            let detail = format!("asking for its index took more than {:?}", self.patience);
-            Err(Doubt::new(Reason::RegistrySlow, detail))
-        };
-        let image = found.unwrap_or_else(late).map(|(origin, found, looked)| {
-            let image = Arc::new(Found {
-                layers: looked.image.layers.iter().map(|layer| layer.digest).collect(),
-                diff_ids: looked.image.config.rootfs.diff_ids.clone(),
-                index: looked.indexes.reason.clone(),
+        let finding = {
+            let mut findings = self.findings.lock();
+            findings.retain(|_, finding| {
+                finding
+                    .try_lock()
+                    .map_or(true, |finding| finding.as_ref().is_some_and(Finding::holds))
             });
-            self.prepare_ahead(origin, found, looked, behaviour);
-            image
-        });
+            Arc::clone(findings.entry(manifest).or_default())
+        };
+        let mut finding = finding.lock().await;
+        if let Some(finding) = finding.as_ref().filter(|finding| finding.holds()) {
+            return finding.image.clone();
+        }
+        let image = self.find_out(name, selected).await.map(Arc::new);
         *finding = Some(Finding { image: image.clone(), at: Instant::now() });
         image
     }
 
-    /// Finds an image of which at least one layer has an index. What there is, is in the store then.
-    async fn look_for_index(
+    /// Whether an image can be lazy; if so, it is got ready from now on.
+    async fn find_out(&self, name: &ImageName, selected: &Selected<'_>) -> Result<Found, Doubt> {
+        let looked = tokio::time::timeout(self.patience, self.look(name, selected.mode)).await;
+        let late = |_late| {
+            let detail = format!("asking for its index took more than {:?}", self.patience);
+            Err(Doubt::new(Reason::RegistrySlow, detail))
+        };
+        let (origin, manifest, looked) = looked.unwrap_or_else(late)?;
+        let reason = match &looked.indexes.outcome {
+            _ if selected.mode == Mode::Eager => Reason::Eager,
+            _ if looked.indexes.layers.iter().any(Option::is_some) => Reason::Indexed,
+            IndexOutcome::Absent => Reason::NoIndex,
+            IndexOutcome::Stored | IndexOutcome::Remote => Reason::BadIndex,
+            IndexOutcome::Failed(err) => reason_of(err),
+        };
+        let layers = looked.image.layers.iter().map(|layer| layer.digest).collect();
+        let diff_ids = looked.image.config.rootfs.diff_ids.clone();
+        let index = looked.indexes.reason.clone();
+        let ahead = (origin, manifest, looked);
+        match (reason, self.eager) {
+            (Reason::Indexed, _) => {
+                let prepare = self.prepare_ahead(ahead, selected.behaviour);
+                let mut tasks = self.tasks.lock();
+                while tasks.try_join_next().is_some() {}
+                tasks.spawn_on(prepare.map(drop), &self.runtime);
+                Ok(Found { layers, diff_ids, index, reason })
+            }
+            (Reason::NoIndex | Reason::BadIndex | Reason::Eager, Eager::Stream) => {
+                let index = self.stream(ahead, selected.behaviour).await?;
+                Ok(Found { layers, diff_ids, index, reason: Reason::Streamed })
+            }
+            _ => Err(Doubt::new(reason, index)),
+        }
+    }
+
+    /// Finds an image and its indexes; those of one that is to be fetched whole only on this machine. What
+    /// there is, is in the store then.
+    async fn look(
         &self,
         name: &ImageName,
+        mode: Mode,
     ) -> Result<(Origin, FoundManifest, Looked), Doubt> {
         let origin = Origin::open(name, &self.daemon.client(&self.access));
         let origin = origin.map_err(|err| Doubt::of(&err.into()))?;
         let resolved = super::names::resolve(&self.daemon.root, &origin, &self.platform).await;
         let found = resolved.map_err(|err| Doubt::of(&err))?.found;
-        let looked = self.daemon.look(&origin, &found, &self.platform).await;
-        let looked = looked.map_err(|err| Doubt::of(&err))?;
-        if looked.indexes.layers.iter().any(Option::is_some) {
-            return Ok((origin, found, looked));
-        }
-        let reason = match &looked.indexes.outcome {
-            IndexOutcome::Absent => Reason::NoIndex,
-            IndexOutcome::Stored | IndexOutcome::Remote => Reason::BadIndex,
-            IndexOutcome::Failed(err) => reason_of(err),
+        let scope = match mode {
+            Mode::Lazy => Scope::Everywhere,
+            Mode::Eager => Scope::Stored,
         };
-        Err(Doubt::new(reason, looked.indexes.reason))
+        let looked = self.daemon.look(&origin, &found, &self.platform, scope).await;
+        Ok((origin, found, looked.map_err(|err| Doubt::of(&err))?))
+    }
+
+    /// Fetches a whole image while containerd waits. Returns what there was of an index.
+    async fn stream(
+        &self,
+        ahead: (Origin, FoundManifest, Looked),
+        behaviour: Behaviour,
+    ) -> Result<String, Doubt> {
+        let (begin, image) = (Instant::now(), ahead.0.name().to_string());
+        let bytes = ahead.2.image.bytes();
+        tracing::info!(image, bytes, "the image is fetched whole");
+        let loaded = self.prepare_ahead(ahead, behaviour).await.map_err(|err| Doubt::of(&err))?;
+        tracing::info!(image, bytes, took = ?begin.elapsed(), "the image was fetched whole");
+        Ok(loaded.record.index.clone())
     }
 
     /// Gets an image ready that is about to be mounted, with what was just found of it.
     fn prepare_ahead(
         &self,
-        origin: Origin,
-        found: FoundManifest,
-        looked: Looked,
+        (origin, found, looked): (Origin, FoundManifest, Looked),
         behaviour: Behaviour,
-    ) {
+    ) -> impl Future<Output = Result<Arc<LoadedImage>>> + Send + 'static {
         let mut ahead = self.ahead.lock();
         ahead.retain(|image| image.since.elapsed() < KEPT_AHEAD);
         ahead.push(Ahead { since: Instant::now(), image: self.daemon.keep(&found) });
         let (daemon, access) = (Arc::clone(&self.daemon), self.access.clone());
         let platform = self.platform.clone();
         let tuning = tuning_of(behaviour);
-        let prepare = async move {
+        async move {
             let quietly = |_: &str, _: u64, _: u64| {};
             let (looked, how) = (Some(looked), (&access, tuning));
             let prepared = daemon.prepare(&origin, (found, &platform), how, looked, &quietly);
-            match Box::pin(prepared).await {
-                Ok(image) => daemon.prefetch_program(&image, tuning, &[]),
+            let prepared = Box::pin(prepared).await;
+            match &prepared {
+                Ok(image) => daemon.prefetch_program(image, tuning, &[]),
                 Err(err) => {
-                    let error = in_full(&err);
-                    tracing::warn!(image = %origin.name(), error, "the first container will get the image ready");
+                    let error = in_full(err);
+                    tracing::warn!(image = %origin.name(), error, "the image could not be got ready before it is mounted");
                 }
             }
-        };
-        let mut tasks = self.tasks.lock();
-        while tasks.try_join_next().is_some() {}
-        tasks.spawn_on(prepare, &self.runtime);
+            prepared
+        }
     }
 
     fn mount_image(&self, layer: &LazyLayer, dir: &Path) -> Result<()> {
@@ -254,11 +300,11 @@ impl LazyImages for ContainerdImages {
         let selected = policies.select(&reference, &self.platform);
         let policy = selected.as_ref().map_or_else(|(_, policy)| *policy, |it| Some(it.policy));
         let decided = match &selected {
-            Ok(selected) => self.decide(&reference, wanted, selected.behaviour),
+            Ok(selected) => self.decide(&reference, wanted, selected),
             Err((reason, _)) => Err(Doubt::new(*reason, String::new())),
         };
         let (reason, detail) = match &decided {
-            Ok((_, index)) => (Reason::Indexed, index.clone()),
+            Ok((_, image)) => (image.reason, image.index.clone()),
             Err(Doubt { reason, detail }) => (*reason, detail.clone()),
         };
         // Once an image, unless its layers differ.
@@ -286,6 +332,14 @@ impl LazyImages for ContainerdImages {
             self.daemon.umount(dir, false)?;
         }
         Ok(())
+    }
+}
+
+impl Finding {
+    /// Whether it need not be found out again.
+    fn holds(&self) -> bool {
+        let most = if self.image.is_ok() { KEPT_AHEAD } else { ASK_AGAIN };
+        self.at.elapsed() < most
     }
 }
 
@@ -385,7 +439,7 @@ fn chain_id(diff_ids: &[Digest]) -> Option<Digest> {
 /// For so long an image stays what it was found to be, if that is not lazy.
 const ASK_AGAIN: Duration = Duration::from_secs(60);
 
-/// For so long an image that is not mounted after all keeps its place.
+/// For so long an image is lazy without another look, and keeps its place if it is not mounted after all.
 const KEPT_AHEAD: Duration = Duration::from_secs(600);
 
 #[cfg(test)]

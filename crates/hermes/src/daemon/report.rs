@@ -10,7 +10,7 @@ use artifacts::ImageName;
 use fill::Layer;
 use mounts::{Backend, MountState, Mounted};
 use oci::{Digest, Platform};
-use policy::Reason;
+use policy::{Mode, Reason, Selected};
 use serde::{Deserialize, Serialize};
 
 use super::Daemon;
@@ -235,8 +235,11 @@ impl Daemon {
             return String::new();
         };
         match policies.current().select(&image, &Platform::host()) {
-            Ok(selected) => {
-                format!("; policy `{}` makes it lazy if it has an index", selected.policy)
+            Ok(Selected { policy, mode: Mode::Lazy, .. }) => {
+                format!("; policy `{policy}` makes it lazy if it has an index")
+            }
+            Ok(Selected { policy, mode: Mode::Eager, .. }) => {
+                format!("; policy `{policy}` wants it eager")
             }
             Err((reason, Some(policy))) => {
                 format!("; it would not be lazy: {}, says policy `{policy}`", reason.name())
