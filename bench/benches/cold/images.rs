@@ -102,7 +102,7 @@ const ROUND_TRIPS: f64 = 7.0;
 /// of another.
 pub(crate) fn reference(system: System, image: Image) -> String {
     let tag = if system == System::Soci15 { "v2" } else { "1" };
-    format!("{REGISTRY}/{}/{}:{tag}", system.name(), image.name())
+    format!("{REGISTRY}/{}/{}:{tag}", system.repositories(), image.name())
 }
 
 /// The registry's name and port, everywhere.

@@ -126,7 +126,7 @@ fn main() -> Result<()> {
     say(&CellReport::head());
     for image in &arguments.images {
         let needed = Needed::of(&storage, *image)?;
-        let has_hermes = report.contestants.iter().any(|c| c.system == System::Hermes);
+        let has_hermes = report.contestants.iter().any(|c| c.system.is_hermes());
         let index = has_hermes.then(|| stage.index(*image, &arguments.index_arg)).transpose()?;
         report.images.push(ImageReport::new(*image, needed, index));
         for link in &arguments.links {

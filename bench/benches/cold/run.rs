@@ -14,7 +14,7 @@ use testnode::{Link, LinkShape, Node, wait_until};
 use crate::images::Image;
 use crate::probe::{Start, first_answer};
 use crate::stage::Stage;
-use crate::systems::{Contestant, HERMES_ROOT, System};
+use crate::systems::{Contestant, HERMES_ROOT};
 
 /// How long a container may take to end.
 const LIMIT: Duration = Duration::from_secs(60);
@@ -121,7 +121,7 @@ impl RunningNode<'_> {
             warm_running_seconds: None,
             hermes: None,
         };
-        if contestant.system == System::Hermes {
+        if contestant.system.is_hermes() {
             let figures = self.hermes_figures(began_at)?;
             let bytes_in_sealed = link.inbound().bytes - bytes_in;
             cold.hermes = Some(HermesFigures { bytes_in_sealed, ..figures });

@@ -85,7 +85,7 @@ impl Stage {
     pub(crate) fn forget_files(&self, system: System, image: Image) -> Result<()> {
         rustix::fs::sync();
         std::fs::write("/proc/sys/vm/drop_caches", "3").context("dropping the page cache")?;
-        let repository = format!("{}/{}", system.name(), image.name());
+        let repository = format!("{}/{}", system.repositories(), image.name());
         self.far.run("bash", &["-euc", READ_BLOBS, "read", &repository]).map(drop)
     }
 }

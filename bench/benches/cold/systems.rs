@@ -12,6 +12,23 @@ use crate::images::{Image, reference};
 /// Where Hermes keeps everything in a node: on the node's disk.
 pub(crate) const HERMES_ROOT: &str = "/var/lib/hermes/cold";
 
+/// Where containerd finds Hermes in a node.
+const HERMES_SOCKET: &str = "/run/hermes/containerd.sock";
+
+const HERMES_CONFIG: &str = "/etc/hermes/config.toml";
+
+/// Every image is selected; those without an index are fetched whole.
+const CONFIG: &str =
+    "containerd.eager = 'stream'\nregistry.docker_config = '/etc/hermes/docker.json'\n";
+const POLICY: &str = "
+apiVersion: hermes.cloudpilot.ai/v1alpha1
+kind: HermesPolicy
+metadata: {name: all}
+spec:
+  imageSelectors:
+  - glob: '**'
+";
+
 /// Something that starts containers from a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -28,6 +45,14 @@ pub(crate) enum System {
     Soci15,
     /// Hermes, with an index that it has pushed.
     Hermes,
+    /// The same as the snapshotter of containerd 2.4.
+    #[value(name = "hermes-containerd")]
+    #[serde(rename = "hermes-containerd")]
+    HermesContainerd,
+    /// Hermes as the snapshotter of containerd 2.4, where the image has no index and is fetched whole.
+    #[value(name = "hermes-eager")]
+    #[serde(rename = "hermes-eager")]
+    HermesEager,
 }
 
 /// A system as it takes part: Hermes may do so several times.
@@ -68,12 +93,28 @@ impl System {
             Self::Soci04 => "soci-0.4",
             Self::Soci15 => "soci-0.15",
             Self::Hermes => "hermes",
+            Self::HermesContainerd => "hermes-containerd",
+            Self::HermesEager => "hermes-eager",
         }
+    }
+
+    /// The first part of the name of its images' repositories: an index is found beside an image.
+    pub(crate) fn repositories(self) -> &'static str {
+        match self {
+            Self::HermesContainerd => Self::Hermes.name(),
+            Self::HermesEager => Self::Overlayfs.name(),
+            own => own.name(),
+        }
+    }
+
+    /// Whether it is one of ours.
+    pub(crate) fn is_hermes(self) -> bool {
+        matches!(self, Self::Hermes | Self::HermesContainerd | Self::HermesEager)
     }
 
     /// Whether the same image can be started again from what is on disk, as a lower bound.
     pub(crate) fn has_warm_start(self) -> bool {
-        matches!(self, Self::Overlayfs | Self::Hermes)
+        self == Self::Overlayfs || self.is_hermes()
     }
 }
 
@@ -90,10 +131,19 @@ impl Contestant {
                 let daemon = self.start_hermes(node)?;
                 return Ok(Running { _containerd: None, _other: Some(daemon) });
             }
+            System::HermesContainerd | System::HermesEager => {
+                (ContainerdVersion::Newest, lazy_pull_config("hermes", HERMES_SOCKET))
+            }
         };
         let other = match self.system {
             System::Soci04 => Some(node.soci_snapshotter("")?),
             System::Soci15 => Some(node.soci15_snapshotter("")?),
+            System::HermesContainerd | System::HermesEager => {
+                node.write(HERMES_CONFIG, CONFIG)?;
+                node.bash("cp ~/.docker/config.json /etc/hermes/docker.json")?;
+                node.write("/etc/hermes/policies/all.yaml", POLICY)?;
+                Some(self.start_hermes(node)?)
+            }
             System::Overlayfs | System::Hermes => None,
         };
         Ok(Running { _containerd: Some(node.containerd(version, &config)?), _other: other })
@@ -108,6 +158,9 @@ impl Contestant {
             System::Soci15 => {
                 format!("ctr image pull --user {user} --snapshotter soci15 {name}\n")
             }
+            System::HermesContainerd | System::HermesEager => {
+                format!("ctr image pull --user {user} --snapshotter hermes {name}\n")
+            }
             System::Hermes => String::new(),
         };
         pull + &self.next_start(image, "first")
@@ -120,6 +173,7 @@ impl Contestant {
             System::Overlayfs => "overlayfs",
             System::Soci04 => "soci",
             System::Soci15 => "soci15",
+            System::HermesContainerd | System::HermesEager => "hermes",
             System::Hermes => {
                 let more = self.hermes.run.join(" ");
                 return format!("exec hermes --root {HERMES_ROOT} run {more} {name}\n");
@@ -132,7 +186,9 @@ impl Contestant {
     pub(crate) fn path(&self) -> String {
         let first = match self.system {
             System::Soci04 => "/usr/local/bin",
-            System::Overlayfs | System::Soci15 => "/opt/peers",
+            System::Overlayfs | System::Soci15 | System::HermesContainerd | System::HermesEager => {
+                "/opt/peers"
+            }
             System::Hermes => &self.hermes.folder,
         };
         format!("{first}:/usr/sbin:/usr/bin:/sbin:/bin")
@@ -146,6 +202,9 @@ impl Contestant {
     fn start_hermes(&self, node: &Node) -> Result<Daemon> {
         let HermesTuning { daemon, log, .. } = &self.hermes;
         let mut args = vec!["--root", HERMES_ROOT, "--log", log, "daemon"];
+        if self.system != System::Hermes {
+            args.extend(["--config", HERMES_CONFIG]);
+        }
         args.extend(daemon.iter().map(String::as_str));
         let program = self.hermes();
         let mut daemon = node.spawn("hermes", &program, &args)?;
