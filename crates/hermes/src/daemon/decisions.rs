@@ -40,8 +40,14 @@ impl DecisionReport {
 }
 
 impl DecisionReport {
+    /// Whether it is what the `next` one says, on another layer.
+    fn is_of_the_pull_of(&self, next: &Self) -> bool {
+        let what = |it: &Self| (it.manifest.clone(), it.reason, it.policy.clone());
+        what(self) == what(next) && next.at.saturating_sub(self.at) < A_PULL
+    }
+
     /// Says it to the operator, if somebody wanted the image lazy.
-    pub(super) fn log(&self) {
+    fn log(&self) {
         let Self { image, policy, reason, detail, .. } = self;
         let (policy, reason) = (policy.as_deref().unwrap_or_default(), reason.name());
         match (self.lazy, policy) {
@@ -61,8 +67,13 @@ impl DecisionReport {
 }
 
 impl Decisions {
-    /// Remembers a decision in place of the image's last one.
+    /// Remembers a decision in place of the image's last one, and says it. containerd asks for each layer of
+    /// a pull; that is one decision.
     pub(super) fn add(&mut self, decision: DecisionReport) {
+        if self.last.get(&decision.image).is_some_and(|last| last.is_of_the_pull_of(&decision)) {
+            return;
+        }
+        decision.log();
         *self.counts.entry(decision.reason).or_default() += 1;
         if self.last.len() >= MOST && !self.last.contains_key(&decision.image) {
             let oldest = self.last.values().min_by_key(|decision| decision.at);
@@ -91,6 +102,9 @@ impl Decisions {
 /// Images that are remembered; a node has fewer.
 const MOST: usize = 2000;
 
+/// Seconds between two layers of a pull, at most, mostly.
+const A_PULL: u64 = 60;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -103,9 +117,12 @@ mod tests {
             ..DecisionReport::new(image, &format!("sha256:{image}"), Reason::NoIndex, String::new())
         };
         for number in 0..MOST {
-            decisions.add(new(&number.to_string(), 10 + number as u64));
+            decisions.add(new(&number.to_string(), 1000 + number as u64));
         }
-        decisions.add(new("1", 9));
+        // Another layer, and another pull.
+        decisions.add(new("0", 1000 + A_PULL - 1));
+        decisions.add(new("0", 1000 + A_PULL));
+        // The second is the oldest now.
         decisions.add(new("another", 8));
         let is_known = |what: &str| decisions.of(what).is_some();
         assert!(is_known("0") && !is_known("1") && is_known("2") && is_known("another"));

@@ -307,16 +307,11 @@ impl LazyImages for ContainerdImages {
             Ok((_, image)) => (image.reason, image.index.clone()),
             Err(Doubt { reason, detail }) => (*reason, detail.clone()),
         };
-        // Once an image, unless its layers differ.
-        if wanted.below == 0 || reason == Reason::OtherLayer {
-            let image = reference.to_string();
-            let decision = DecisionReport {
-                policy: policy.map(str::to_owned),
-                ..DecisionReport::new(&image, wanted.manifest, reason, detail)
-            };
-            decision.log();
-            self.daemon.decisions.lock().add(decision);
-        }
+        let decision = DecisionReport {
+            policy: policy.map(str::to_owned),
+            ..DecisionReport::new(&reference.to_string(), wanted.manifest, reason, detail)
+        };
+        self.daemon.decisions.lock().add(decision);
         decided.ok().map(|(layer, _)| layer)
     }
 

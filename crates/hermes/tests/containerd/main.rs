@@ -2,12 +2,13 @@
 
 #![expect(clippy::unwrap_used, reason = "shared parts of tests, which fail by panicking")]
 
+mod faults;
+mod load;
 mod seeing;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::Value;
 use testnode::{
@@ -250,61 +251,6 @@ fn pods_are_lazy_on_containerd_2_1() {
 #[test]
 fn pods_are_lazy_on_containerd_2_4() {
     pods_are_lazy(ContainerdVersion::Newest);
-}
-
-/// Whoever calls while no daemon is there waits for the next one. A call that has begun may fail with the
-/// daemon, and is made again, as a kubelet would.
-#[test]
-fn containers_start_while_the_daemon_is_killed_again_and_again() {
-    let node = node();
-    let _daemon = start_with(&node, &[]);
-    let Pulled { containerd, image, _registry } =
-        pull(&node, ContainerdVersion::Newest, "lazy:1", true);
-    let run = ["run", "--rm", "--snapshotter", "hermes", &image];
-    let finished = AtomicUsize::new(0);
-    let failures: usize = std::thread::scope(|scope| {
-        let killer = scope.spawn(|| {
-            // A daemon that dies ever so early is started ever later.
-            for kills in 1..=9 {
-                let is_time = || Ok(finished.load(Ordering::Relaxed) >= kills * 2);
-                wait_until("containers to end", PATIENCE * 3, is_time).unwrap();
-                let mut pid = None;
-                let is_there = || {
-                    let status = node.run("hermes", &["--output", "json", "status"])?;
-                    pid = serde_json::from_str::<Value>(&status)?["daemon"]["pid"].as_u64();
-                    Ok(pid.is_some())
-                };
-                wait_until("a daemon", PATIENCE, is_there).unwrap();
-                let pid = pid.unwrap().to_string();
-                node.run("kill", &["-KILL", &pid]).unwrap();
-            }
-        });
-        let clients = [0, 1, 2, 3].map(|client| {
-            let (containerd, run, finished) = (&containerd, &run, &finished);
-            scope.spawn(move || {
-                let mut failures = 0;
-                for number in 0..5 {
-                    let (mut attempt, begin) = (0, Instant::now());
-                    let printed = loop {
-                        let name = format!("{client}-{number}-{attempt}");
-                        match containerd.ctr(&[run.as_slice(), &[&name]].concat()) {
-                            Ok(printed) => break printed,
-                            Err(err) => assert!(begin.elapsed() < PATIENCE * 3, "{err:#}"),
-                        }
-                        attempt += 1;
-                    };
-                    check_busybox_output(&printed);
-                    failures += attempt;
-                    finished.fetch_add(1, Ordering::Relaxed);
-                }
-                failures
-            })
-        });
-        let failures = clients.into_iter().map(|client| client.join().unwrap()).sum();
-        killer.join().unwrap();
-        failures
-    });
-    println!("{failures} starts had to be repeated");
 }
 
 #[test]
