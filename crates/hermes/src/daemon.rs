@@ -13,7 +13,7 @@ mod server;
 mod service;
 mod source;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -65,6 +65,8 @@ struct Daemon {
     images: Mutex<HashMap<Digest, Arc<LoadedImage>>>,
     being_mounted: Mutex<Vec<Weak<BeingMounted>>>,
     room: Mutex<RoomState>,
+    /// Layers of images that containerd has removed: they are not kept unless something else uses them.
+    unwanted: Mutex<HashSet<Digest>>,
     /// Rung when there may be too little room.
     pressure: Arc<Notify>,
     /// How long spans stay that were used, if others can go.
@@ -358,6 +360,7 @@ impl Daemon {
             images: Mutex::default(),
             being_mounted: Mutex::default(),
             room: Mutex::default(),
+            unwanted: Mutex::default(),
             pressure,
             grace,
             without: tuning.without.clone(),

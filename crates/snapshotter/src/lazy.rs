@@ -19,6 +19,12 @@ pub trait LazyImages: Send + Sync + fmt::Debug {
     /// When the image cannot be had now.
     fn mount(&self, layer: &LazyLayer, dir: &Path) -> Result<(), LazyError>;
 
+    /// What a layer takes of the disk now, in bytes.
+    fn disk_usage(&self, layer: &LazyLayer) -> u64;
+
+    /// No snapshot has this layer any more: what is kept of it is not needed for containerd.
+    fn forget(&self, layer: &LazyLayer);
+
     /// Unmounts what [`mount`](Self::mount) mounted on `dir`, if anything.
     ///
     /// # Errors
@@ -51,6 +57,8 @@ pub struct LazyLayer {
     pub image: String,
     /// The image's reference as it was pulled.
     pub pulled_as: String,
+    /// Digest of the layer.
+    pub layer: String,
     /// The chain id of the layer and all below it.
     pub chain: String,
     /// How many layers there are up to this one, itself included.

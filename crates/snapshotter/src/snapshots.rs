@@ -11,7 +11,7 @@ use crate::folders;
 use crate::lazy::{LazyImages, LazyLayer, TARGET, WantedLayer};
 use crate::mounts::{self, Mount};
 use crate::store::{
-    Below, Info, Kind, OpenStoreError, SnapshotId, Store, StoreError, Update, Usage,
+    Below, Info, Kind, KnownUsage, OpenStoreError, SnapshotId, Store, StoreError, Update, Usage,
 };
 
 /// The snapshots of one folder. Calls may wait for the disk.
@@ -28,6 +28,8 @@ pub struct Snapshots {
 enum Chore {
     /// Find out what a committed snapshot takes.
     Measure(SnapshotId),
+    /// Give up what is kept of a layer, if no snapshot has it.
+    Forget(LazyLayer),
     /// Mount a lazy image, for which a container is likely to come next.
     Mount(SnapshotId, LazyLayer),
 }
@@ -85,6 +87,7 @@ impl Snapshots {
             for chore in to_do {
                 match chore {
                     Chore::Measure(id) => measure_committed(&dir, &store, id),
+                    Chore::Forget(layer) => forget(&store, images.as_deref(), &layer),
                     Chore::Mount(id, layer) => mount_ahead(&dir, images.as_deref(), id, &layer),
                 }
             }
@@ -176,9 +179,13 @@ impl Snapshots {
 
     /// Forgets a snapshot; its folder goes with the next [`clean_up`](Self::clean_up).
     pub(crate) fn remove(&self, key: &str) -> Result<(), StoreError> {
-        let id = self.store.remove(key)?;
+        let (id, lazy) = self.store.remove(key)?;
         if let Some(images) = &self.images {
             unmount(&self.dir, images.as_ref(), id);
+        }
+        if let Some(layer) = lazy {
+            // If the thread is gone, room is made when it is needed.
+            self.chores.send(Chore::Forget(layer)).unwrap_or_default();
         }
         Ok(())
     }
@@ -197,8 +204,12 @@ impl Snapshots {
 
     /// What a snapshot takes of the disk.
     pub(crate) fn usage(&self, key: &str) -> Result<Usage, StoreError> {
-        let (id, kind, known) = self.store.usage(key)?;
-        if let Some(usage) = known {
+        let KnownUsage { id, kind, usage, lazy } = self.store.usage(key)?;
+        if let (Some(layer), Some(images)) = (&lazy, &self.images) {
+            // It grows and shrinks while it is used.
+            return Ok(Usage { bytes: images.disk_usage(layer), inodes: 1 });
+        }
+        if let Some(usage) = usage {
             return Ok(usage);
         }
         let usage = folders::usage(&self.dir, id).map_err(StoreError::Folder)?;
@@ -218,6 +229,16 @@ fn measure_committed(dir: &Path, store: &Store, id: SnapshotId) {
     let measured = folders::usage(dir, id).map_err(StoreError::Folder);
     if let Err(err) = measured.and_then(|usage| store.set_usage(id, usage)) {
         tracing::debug!(id = id.0, error = %err, "snapshot is measured when somebody asks");
+    }
+}
+
+fn forget(store: &Store, images: Option<&dyn LazyImages>, layer: &LazyLayer) {
+    match (store.has_layer(&layer.layer), images) {
+        (Ok(false), Some(images)) => images.forget(layer),
+        (Ok(_), _) => {}
+        (Err(error), _) => {
+            tracing::warn!(layer = layer.layer, %error, "a layer stays until its room is needed");
+        }
     }
 }
 

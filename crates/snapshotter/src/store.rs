@@ -67,6 +67,17 @@ pub(crate) struct Usage {
     pub(crate) inodes: u64,
 }
 
+/// What is known of what a snapshot takes.
+#[derive(Debug)]
+pub(crate) struct KnownUsage {
+    pub(crate) id: SnapshotId,
+    pub(crate) kind: Kind,
+    /// If it was measured after its commit.
+    pub(crate) usage: Option<Usage>,
+    /// If it was not unpacked.
+    pub(crate) lazy: Option<LazyLayer>,
+}
+
 /// A change of labels.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Update {
@@ -183,10 +194,17 @@ impl Store {
         let lazy = serde_json::to_string(lazy).expect("strings and numbers are JSON");
         let now = nanos(SystemTime::now());
         work.prepare_cached(
-            "INSERT INTO snapshots (name, parent, kind, created, updated, labels, lazy, bytes, inodes)
-             VALUES (?, ?, ?, ?4, ?4, ?, ?, 0, 0)",
+            "INSERT INTO snapshots (name, parent, kind, created, updated, labels, lazy)
+             VALUES (?, ?, ?, ?4, ?4, ?, ?)",
         )?
-        .execute(params![name, parent, Kind::Committed.number(), now, encode(labels), lazy])?;
+        .execute(params![
+            name,
+            parent,
+            Kind::Committed.number(),
+            now,
+            encode(labels),
+            lazy
+        ])?;
         let id = SnapshotId(work.last_insert_rowid());
         make(id).map_err(StoreError::Folder)?;
         work.commit()?;
@@ -235,11 +253,11 @@ impl Store {
         Ok(record.id)
     }
 
-    /// Forgets a snapshot.
-    pub(crate) fn remove(&self, key: &str) -> Result<SnapshotId, StoreError> {
+    /// Forgets a snapshot. Returns what it was.
+    pub(crate) fn remove(&self, key: &str) -> Result<(SnapshotId, Option<LazyLayer>), StoreError> {
         let mut connection = self.connection.lock();
         let work = connection.transaction()?;
-        let Record { id, .. } = found(&work, key)?;
+        let Record { id, lazy, .. } = found(&work, key)?;
         let mut children =
             work.prepare_cached("SELECT 1 FROM snapshots WHERE parent = ? LIMIT 1")?;
         if children.exists([id.0])? {
@@ -248,7 +266,7 @@ impl Store {
         drop(children);
         work.prepare_cached("DELETE FROM snapshots WHERE id = ?")?.execute([id.0])?;
         work.commit()?;
-        Ok(id)
+        Ok((id, lazy))
     }
 
     /// What is known of a snapshot.
@@ -297,11 +315,19 @@ impl Store {
         below(&connection, parent)
     }
 
-    /// The number of a snapshot, and what it takes if that was measured after its commit.
-    pub(crate) fn usage(&self, key: &str) -> Result<(SnapshotId, Kind, Option<Usage>), StoreError> {
+    /// What is known of what a snapshot takes.
+    pub(crate) fn usage(&self, key: &str) -> Result<KnownUsage, StoreError> {
         let connection = self.connection.lock();
-        let Record { id, kind, usage, .. } = found(&connection, key)?;
-        Ok((id, kind, usage))
+        let Record { id, kind, usage, lazy, .. } = found(&connection, key)?;
+        Ok(KnownUsage { id, kind, usage, lazy })
+    }
+
+    /// Whether a snapshot has this layer, by its digest.
+    pub(crate) fn has_layer(&self, digest: &str) -> Result<bool, StoreError> {
+        let connection = self.connection.lock();
+        let mut having = connection
+            .prepare_cached("SELECT 1 FROM snapshots WHERE lazy ->> 'layer' = ? LIMIT 1")?;
+        Ok(having.exists([digest])?)
     }
 
     /// Notes what a committed snapshot takes.
@@ -336,11 +362,13 @@ struct Record {
     parent_id: Option<SnapshotId>,
     parent: Option<String>,
     usage: Option<Usage>,
+    lazy: Option<LazyLayer>,
 }
 
 fn find(connection: &Connection, key: &str) -> Result<Option<Record>, StoreError> {
     let mut select = connection.prepare_cached(
-        "SELECT child.id, child.kind, child.parent, parent.name, child.bytes, child.inodes
+        "SELECT child.id, child.kind, child.parent, parent.name, child.bytes, child.inodes,
+                child.lazy
          FROM snapshots AS child LEFT JOIN snapshots AS parent ON child.parent = parent.id
          WHERE child.name = ?",
     )?;
@@ -355,9 +383,16 @@ fn find(connection: &Connection, key: &str) -> Result<Option<Record>, StoreError
             usage: bytes
                 .zip(inodes)
                 .map(|(bytes, inodes)| Usage { bytes: count(bytes), inodes: count(inodes) }),
+            lazy: read_lazy(row.get(6)?, 6)?,
         })
     };
     Ok(select.query_row([key], read).optional()?)
+}
+
+/// What a column says of a layer that was not unpacked.
+fn read_lazy(text: Option<String>, column: usize) -> rusqlite::Result<Option<LazyLayer>> {
+    let lazy = text.map(|text| serde_json::from_str(&text)).transpose();
+    lazy.map_err(|err| not_json(column, err))
 }
 
 fn found(connection: &Connection, key: &str) -> Result<Record, StoreError> {
@@ -390,8 +425,7 @@ fn below(connection: &Connection, nearest: Option<SnapshotId>) -> Result<Below, 
         parents.push(SnapshotId(row.get(0)?));
         lowest = row.get::<_, Option<String>>(1)?;
     }
-    let lazy = lowest.map(|text| serde_json::from_str(&text)).transpose();
-    Ok(Below { parents, lazy: lazy.map_err(|err| not_json(1, err))? })
+    Ok(Below { parents, lazy: read_lazy(lowest, 1)? })
 }
 
 fn not_json(column: usize, err: serde_json::Error) -> rusqlite::Error {

@@ -136,6 +136,7 @@ impl ContainerdImages {
         let layer = LazyLayer {
             image: name.to_string(),
             pulled_as: reference.to_string(),
+            layer: wanted.layer.to_owned(),
             chain: wanted.chain.to_owned(),
             layers: wanted.below + 1,
             is_whole: below + 1 == image.layers.len(),
@@ -319,6 +320,19 @@ impl LazyImages for ContainerdImages {
         let turn = Arc::clone(self.mounting.lock().entry(dir.to_owned()).or_default());
         let _turn = turn.lock();
         Ok(self.mount_image(layer, dir)?)
+    }
+
+    fn disk_usage(&self, layer: &LazyLayer) -> u64 {
+        let stored =
+            layer.layer.parse().ok().and_then(|digest| self.daemon.store.stored(&digest).ok());
+        stored.flatten().and_then(|layer| layer.allocated().ok()).unwrap_or_default()
+    }
+
+    fn forget(&self, layer: &LazyLayer) {
+        if let Ok(digest) = layer.layer.parse() {
+            self.daemon.unwanted.lock().insert(digest);
+            self.daemon.pressure.notify_one();
+        }
     }
 
     fn unmount(&self, dir: &Path) -> Result<(), LazyError> {

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use fill::{Layer, Room};
+use mounts::MountState;
 use oci::Digest;
 use policy::Completion;
 use serde::{Deserialize, Serialize};
@@ -148,6 +149,12 @@ pub(super) fn rules_within(quota: Option<u64>, without: &[Rule]) -> plan::Rules 
 impl Daemon {
     /// Looks whether there is room, and makes some if not. Returns when to look again.
     fn look_for_room(&self) -> Result<Option<Duration>> {
+        self.remove_unwanted();
+        let again = self.look_at_quota_and_disk()?;
+        Ok(if self.unwanted.lock().is_empty() { again } else { Some(SETTLED) })
+    }
+
+    fn look_at_quota_and_disk(&self) -> Result<Option<Duration>> {
         let quota = self.store.quota();
         let usage = self.store.usage()?;
         let step = self.engine.needs_room().max(STEP);
@@ -341,6 +348,34 @@ impl Daemon {
             tracing::info!(layer = %digest, "unused layer removed to make room");
         }
         Ok(freed)
+    }
+
+    /// Removes the layers of removed images, unless something else uses them. Those that are just being
+    /// closed are for later.
+    fn remove_unwanted(&self) {
+        let unwanted = std::mem::take(&mut *self.unwanted.lock());
+        if unwanted.is_empty() {
+            return;
+        }
+        self.reap();
+        let mounts = self.front_ends.list();
+        let staying = mounts.iter().filter(|mount| mount.state != MountState::Detached);
+        let mut needed: HashSet<Digest> =
+            staying.flat_map(|mount| mount.record.layers.iter().copied()).collect();
+        needed.extend(self.being_mounted().iter().flat_map(|image| image.layers.iter().copied()));
+        for digest in unwanted.difference(&needed) {
+            match self.store.remove(digest) {
+                Ok(bytes) => {
+                    tracing::info!(layer = %digest, bytes, "layer of a removed image is gone");
+                }
+                Err(cache::RemoveError::InUse { .. }) => {
+                    self.unwanted.lock().insert(*digest);
+                }
+                Err(err) => {
+                    tracing::warn!(layer = %digest, error = %err, "layer of a removed image stays until its room is needed");
+                }
+            }
+        }
     }
 
     /// The layers that no mount uses, the least recently used first.

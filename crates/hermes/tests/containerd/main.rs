@@ -183,6 +183,9 @@ fn images_are_lazy(version: ContainerdVersion) {
     check_busybox_output(&containerd.ctr(&inside).unwrap());
     check_busybox_output(&run(&containerd, &image, "two"));
     assert_eq!(snapshots(&containerd).unwrap().matches("Committed").count(), 3);
+    // What each takes, in KiB or MiB.
+    let usage = containerd.ctr(&["snapshots", "--snapshotter", "hermes", "usage"]).unwrap();
+    assert!(usage.contains("MiB"), "{usage}");
     containerd.ctr(&["task", "kill", "--signal", "KILL", "long"]).unwrap();
     containerd.ctr(&["task", "delete", "long"]).unwrap_or_default();
     containerd.ctr(&["container", "delete", "long"]).unwrap();
@@ -191,6 +194,8 @@ fn images_are_lazy(version: ContainerdVersion) {
     assert_eq!(list.lines().count(), 1, "{list}");
     let mounted = || node.run("hermes", &["--output", "json", "status"]);
     wait_until("mounts to go", PATIENCE, || Ok(mounted()?.contains("\"mounts\": []"))).unwrap();
+    let cached = || node.run("hermes", &["--output", "json", "cache", "ls"]);
+    wait_until("layers to go", PATIENCE, || Ok(!cached()?.contains("sha256"))).unwrap();
 }
 
 #[test]
