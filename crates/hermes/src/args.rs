@@ -367,11 +367,23 @@ pub(crate) struct ServiceArguments {
     /// What they are called, with colons between
     #[arg(long, hide = true, env = "LISTEN_FDNAMES", default_value = "")]
     pub(crate) listen_fdnames: String,
+    /// How often systemd wants to hear that the service is alive, in microseconds
+    #[arg(long, hide = true, env = "WATCHDOG_USEC", default_value = "")]
+    pub(crate) watchdog_usec: String,
+    /// The process that it wants to hear it from
+    #[arg(long, hide = true, env = "WATCHDOG_PID", default_value = "")]
+    pub(crate) watchdog_pid: String,
 }
 
 /// The environment that [`ServiceArguments`] come from; it is for one process only.
-pub(crate) const SERVICE_ENVIRONMENT: [&str; 4] =
-    ["NOTIFY_SOCKET", "LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES"];
+pub(crate) const SERVICE_ENVIRONMENT: [&str; 6] = [
+    "NOTIFY_SOCKET",
+    "LISTEN_PID",
+    "LISTEN_FDS",
+    "LISTEN_FDNAMES",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+];
 
 /// Arguments of `hermes keeper`.
 #[derive(Debug, Args)]

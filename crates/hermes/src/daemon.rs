@@ -138,6 +138,7 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
         tuning: arguments.tuning.clone(),
         config: arguments.config.as_ref().map(std::path::absolute).transpose()?,
         respawn,
+        watchdog: systemd.clone().zip(service::watchdog(&arguments.service)),
     };
     restarter.write_down(&lock)?;
     let keeper = Arc::new(keep(&root, &options)?);
@@ -277,7 +278,7 @@ fn lock(root: &Path, taken: IfTaken) -> Result<File> {
 /// Connects to the keeper of `root`, and starts one if there is none.
 fn keep(root: &Path, options: &server::ServerOptions) -> Result<keeper::Client> {
     let socket = root.join("keeper.sock");
-    let server::ServerOptions { common, tuning, config, respawn } = options;
+    let server::ServerOptions { common, tuning, config, respawn, .. } = options;
     let respawn = match respawn {
         true => crate::spawn::respawn((common, root), tuning, config.as_deref())?,
         false => Vec::new(),

@@ -95,6 +95,14 @@ impl SystemdStore {
         self.notify("READY=1", &[])
     }
 
+    /// Tells systemd that the service is alive, for a unit with `WatchdogSec=`.
+    ///
+    /// # Errors
+    /// [`SystemdError::Notify`]
+    pub fn alive(&self) -> Result<(), SystemdError> {
+        self.notify("WATCHDOG=1", &[])
+    }
+
     /// Lets systemd hold a duplicate of `fd`, in place of what it held under that name.
     ///
     /// # Errors

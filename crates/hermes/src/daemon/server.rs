@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use keeper::SystemdStore;
 use mounts::Holding;
 use serde_json::Value;
 use snapshotter::Snapshots;
@@ -31,6 +32,8 @@ pub(super) struct ServerOptions {
     /// The file that it was configured with.
     pub(super) config: Option<PathBuf>,
     pub(super) respawn: bool,
+    /// Who wants to hear that the daemon is alive, and how often.
+    pub(super) watchdog: Option<(Arc<SystemdStore>, Duration)>,
 }
 
 /// What containerd is served with, and where.
@@ -53,6 +56,9 @@ pub(super) async fn serve(
     tasks.spawn(super::room::complete_when_idle(Arc::clone(&daemon)));
     if let Some(listener) = metrics {
         tasks.spawn(super::metrics::serve(Arc::clone(&daemon), listener));
+    }
+    if let Some((systemd, interval)) = options.watchdog.clone() {
+        tasks.spawn(super::service::feed_watchdog(Arc::clone(&daemon), systemd, interval));
     }
     let ending = Arc::new(AtomicBool::new(false));
     let watched =

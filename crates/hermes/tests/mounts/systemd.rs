@@ -33,13 +33,18 @@ struct Systemd {
 impl Systemd {
     /// Runs the unit of the documentation for the root folder of `setup`, whose commands then go to it.
     fn start(setup: &mut Setup) -> Self {
+        Self::start_unit(setup, UNIT)
+    }
+
+    /// As [`start`](Self::start), of another unit.
+    fn start_unit(setup: &mut Setup, unit: &str) -> Self {
         let cgroup = cgroup_root().join(setup.path("").file_name().unwrap());
         std::fs::create_dir(&cgroup).unwrap();
         let units = setup.path("config/systemd/user");
         std::fs::create_dir_all(&units).unwrap();
         let (hermes, root) = (env!("CARGO_BIN_EXE_hermes"), setup.path("root"));
         let command = format!("ExecStart={hermes} --log info --root {} daemon", root.display());
-        let unit = UNIT.replace("ExecStart=/usr/local/bin/hermes daemon", &command);
+        let unit = unit.replace("ExecStart=/usr/local/bin/hermes daemon", &command);
         assert!(unit.contains(&command), "the documented unit starts something else");
         std::fs::write(units.join("hermes.service"), unit).unwrap();
         let manager = Command::new("sh")
@@ -166,6 +171,24 @@ fn a_service_may_be_stopped_and_started_under_readers() {
         }
         reader.join().unwrap();
     });
+    setup.ok(&["umount", dir.to_str().unwrap()]);
+}
+
+/// systemd notices, and its successor serves who waited.
+#[test]
+fn a_daemon_that_hangs_is_replaced_under_readers() {
+    let mut setup = Setup::new();
+    let impatient = UNIT.replace("WatchdogSec=30s", "WatchdogSec=2s");
+    assert_ne!(impatient, UNIT);
+    let systemd = Systemd::start_unit(&mut setup, &impatient);
+    let (name, contents) = image(&setup, "hangs", 24, 1 << 20);
+    setup.index(&name);
+    let dir = setup.mount(&name, "mnt", &["--backend", "erofs", "--completion", "never"]);
+    let pid = systemd.main_pid().unwrap();
+    let hang = rustix::process::Signal::STOP;
+    rustix::process::kill_process(rustix::process::Pid::from_raw(pid).unwrap(), hang).unwrap();
+    check(&systemd.seen(&dir), &contents);
+    assert!(systemd.main_pid().is_some_and(|now| now != pid), "it was replaced");
     setup.ok(&["umount", dir.to_str().unwrap()]);
 }
 
