@@ -53,6 +53,10 @@ pub(crate) enum System {
     #[value(name = "hermes-eager")]
     #[serde(rename = "hermes-eager")]
     HermesEager,
+    /// Hermes as the snapshotter of containerd 2.4, where no policy selects the image.
+    #[value(name = "hermes-unselected")]
+    #[serde(rename = "hermes-unselected")]
+    HermesUnselected,
 }
 
 /// A system as it takes part: Hermes may do so several times.
@@ -95,6 +99,7 @@ impl System {
             Self::Hermes => "hermes",
             Self::HermesContainerd => "hermes-containerd",
             Self::HermesEager => "hermes-eager",
+            Self::HermesUnselected => "hermes-unselected",
         }
     }
 
@@ -102,19 +107,19 @@ impl System {
     pub(crate) fn repositories(self) -> &'static str {
         match self {
             Self::HermesContainerd => Self::Hermes.name(),
-            Self::HermesEager => Self::Overlayfs.name(),
+            Self::HermesEager | Self::HermesUnselected => Self::Overlayfs.name(),
             own => own.name(),
         }
     }
 
-    /// Whether it is one of ours.
+    /// Whether it is Hermes that has the image's bytes.
     pub(crate) fn is_hermes(self) -> bool {
         matches!(self, Self::Hermes | Self::HermesContainerd | Self::HermesEager)
     }
 
     /// Whether the same image can be started again from what is on disk, as a lower bound.
     pub(crate) fn has_warm_start(self) -> bool {
-        self == Self::Overlayfs || self.is_hermes()
+        self.is_hermes() || matches!(self, Self::Overlayfs | Self::HermesUnselected)
     }
 }
 
@@ -131,17 +136,19 @@ impl Contestant {
                 let daemon = self.start_hermes(node)?;
                 return Ok(Running { _containerd: None, _other: Some(daemon) });
             }
-            System::HermesContainerd | System::HermesEager => {
+            System::HermesContainerd | System::HermesEager | System::HermesUnselected => {
                 (ContainerdVersion::Newest, lazy_pull_config("hermes", HERMES_SOCKET))
             }
         };
         let other = match self.system {
             System::Soci04 => Some(node.soci_snapshotter("")?),
             System::Soci15 => Some(node.soci15_snapshotter("")?),
-            System::HermesContainerd | System::HermesEager => {
+            System::HermesContainerd | System::HermesEager | System::HermesUnselected => {
                 node.write(HERMES_CONFIG, CONFIG)?;
                 node.bash("cp ~/.docker/config.json /etc/hermes/docker.json")?;
-                node.write("/etc/hermes/policies/all.yaml", POLICY)?;
+                if self.system != System::HermesUnselected {
+                    node.write("/etc/hermes/policies/all.yaml", POLICY)?;
+                }
                 Some(self.start_hermes(node)?)
             }
             System::Overlayfs | System::Hermes => None,
@@ -158,7 +165,7 @@ impl Contestant {
             System::Soci15 => {
                 format!("ctr image pull --user {user} --snapshotter soci15 {name}\n")
             }
-            System::HermesContainerd | System::HermesEager => {
+            System::HermesContainerd | System::HermesEager | System::HermesUnselected => {
                 format!("ctr image pull --user {user} --snapshotter hermes {name}\n")
             }
             System::Hermes => String::new(),
@@ -173,7 +180,7 @@ impl Contestant {
             System::Overlayfs => "overlayfs",
             System::Soci04 => "soci",
             System::Soci15 => "soci15",
-            System::HermesContainerd | System::HermesEager => "hermes",
+            System::HermesContainerd | System::HermesEager | System::HermesUnselected => "hermes",
             System::Hermes => {
                 let more = self.hermes.run.join(" ");
                 return format!("exec hermes --root {HERMES_ROOT} run {more} {name}\n");
@@ -186,10 +193,8 @@ impl Contestant {
     pub(crate) fn path(&self) -> String {
         let first = match self.system {
             System::Soci04 => "/usr/local/bin",
-            System::Overlayfs | System::Soci15 | System::HermesContainerd | System::HermesEager => {
-                "/opt/peers"
-            }
             System::Hermes => &self.hermes.folder,
+            _ => "/opt/peers",
         };
         format!("{first}:/usr/sbin:/usr/bin:/sbin:/bin")
     }
