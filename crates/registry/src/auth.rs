@@ -19,7 +19,7 @@ use crate::challenge::{Challenge, TokenService};
 use crate::error::{UnauthorizedCause, UnavailableCause, public};
 use crate::redirect::is_loopback;
 use crate::transport::{Exchange, read_body};
-use crate::{CredentialSource, Credentials, FetchError, Secret};
+use crate::{CredentialSource, Credentials, FetchError, Secret, Wanted};
 
 /// What is to be done in a repository.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -69,7 +69,19 @@ struct Authorization {
     header: HeaderValue,
     /// `None`: until it is refused.
     until: Option<Instant>,
+    /// What it was had for, or is; `None` for anonymous access.
+    credentials: Option<Credentials>,
+    /// Whether it is anonymous for want of anything else.
     anonymous: bool,
+}
+
+/// What is known of an authorization that a server does not accept.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Age {
+    /// It may have expired.
+    Unknown,
+    /// It was made just now.
+    New,
 }
 
 impl Authorization {
@@ -130,7 +142,7 @@ impl Exchange<'_> {
         let authority = &self.client.identity.authority;
         let known = state.challenge.clone();
         let challenge = known.or_else(|| authority.custom(self.server.host.base.as_str()))?;
-        match self.obtain(&challenge, access).await {
+        match self.obtain(&challenge, access, &mut Vec::new()).await {
             Ok(authorization) => {
                 let header = authorization.header.clone();
                 *state =
@@ -145,37 +157,62 @@ impl Exchange<'_> {
         }
     }
 
-    /// Does what the server asked for after it refused `used`.
+    /// Does what the server asked for after it refused `used`: with other credentials if it is those
+    /// that it refuses. `None` if there are no others.
     pub(crate) async fn answer_challenge(
         &self,
         access: Access,
         challenge: Option<Challenge>,
-        used: Option<&HeaderValue>,
-    ) -> Result<HeaderValue, FetchError> {
+        used: Option<(&HeaderValue, Age)>,
+        refused: &mut Vec<Credentials>,
+    ) -> Result<Option<HeaderValue>, FetchError> {
         let slot = self.slot(access);
         let mut state = slot.lock().await;
+        let challenge = challenge.unwrap_or_else(|| Challenge::Other(String::new()));
         if let Some(known) = &state.authorization
             && known.is_current()
-            && Some(&known.header) != used
         {
-            // Somebody else was faster.
-            return Ok(known.header.clone());
+            if used.is_none_or(|(used, _)| known.header != *used) {
+                // Somebody else was faster.
+                return Ok(Some(known.header.clone()));
+            }
+            let is_final = used.is_some_and(|(_, age)| age == Age::New);
+            let was_basic = state.challenge == Some(Challenge::Basic);
+            match &known.credentials {
+                // The same password would be the same header.
+                Some(used) if is_final || (was_basic && challenge == Challenge::Basic) => {
+                    refused.push(used.clone());
+                }
+                None if is_final => return Ok(None),
+                _ => {}
+            }
         }
-        state.authorization = None;
-        let challenge = challenge.unwrap_or_else(|| Challenge::Other(String::new()));
-        let authorization = self.obtain(&challenge, access).await?;
+        let authorization = match self.obtain(&challenge, access, refused).await {
+            Ok(authorization) => authorization,
+            // What is known then stays, for `denied` to tell about.
+            Err(error)
+                if is_refusal(&error) && !refused.is_empty() && state.authorization.is_some() =>
+            {
+                return Ok(None);
+            }
+            Err(error) => {
+                state.authorization = None;
+                return Err(error);
+            }
+        };
         let header = authorization.header.clone();
         let server = self.server.host.base.to_string();
         self.client.identity.authority.remember_custom(server, &challenge);
         *state = SlotState { challenge: Some(challenge), authorization: Some(authorization) };
-        Ok(header)
+        Ok(Some(header))
     }
 
-    /// A password that has become another one since `used` was sent.
+    /// Another password than the one that was `used`, if there is one.
     pub(crate) async fn changed_authorization(
         &self,
         access: Access,
         used: Option<&HeaderValue>,
+        refused: &mut Vec<Credentials>,
     ) -> Option<HeaderValue> {
         let used = used?;
         let slot = self.slot(access);
@@ -183,7 +220,10 @@ impl Exchange<'_> {
         let Some(challenge @ Challenge::Basic) = state.challenge.clone() else {
             return None;
         };
-        let authorization = self.obtain(&challenge, access).await.ok()?;
+        if let Some(known) = state.authorization.as_ref().filter(|known| known.header == *used) {
+            refused.extend(known.credentials.clone());
+        }
+        let authorization = self.obtain(&challenge, access, refused).await.ok()?;
         let header = authorization.header.clone();
         state.authorization = Some(authorization);
         (header != used).then_some(header)
@@ -206,51 +246,81 @@ impl Exchange<'_> {
         FetchError::Unauthorized { url, source }
     }
 
+    /// What answers `challenge`, with the first credentials that do. Those that are refused on the way
+    /// are added to `refused`. In the end anonymous access is tried: the image may be public.
     async fn obtain(
         &self,
         challenge: &Challenge,
         access: Access,
+        refused: &mut Vec<Credentials>,
     ) -> Result<Authorization, FetchError> {
-        let base = &self.server.host.base;
-        let name = self.server.credential_name();
-        let denied = |source| FetchError::Unauthorized { url: public(base), source };
-        let source = &self.client.identity.authority.source;
-        let found = source.credentials(&name, self.repository).await;
-        let (credentials, failure) = match found {
-            Ok(credentials) => (credentials, None),
-            Err(error) => (None, Some(error)),
-        };
-        match (challenge, credentials) {
-            (Challenge::Bearer(_), Some(Credentials::RegistryToken(token))) => {
-                self.until_refused(&format!("Bearer {}", token.expose()))
-            }
-            (Challenge::Bearer(service), credentials) => {
-                let result = self.fetch_token(service, access, credentials).await;
-                match (result, failure) {
-                    // That it failed anonymously is only what followed from the first failure.
-                    (Err(FetchError::Unauthorized { url, .. }), Some(error)) => {
-                        Err(FetchError::Unauthorized { url, source: error.into() })
-                    }
-                    (result, _) => result,
+        let mut first_refusal = None;
+        loop {
+            let name = self.server.credential_name();
+            let source = &self.client.identity.authority.source;
+            let wanted = Wanted {
+                server: &name,
+                registry: &self.server.registry,
+                repository: self.repository,
+                refused,
+            };
+            let found = match refused.len() < MAX_REFUSED {
+                true => source.credentials(wanted).await,
+                false => Ok(None),
+            };
+            let (credentials, failure) = match found {
+                Ok(found) => (found.and_then(|found| wanted.unless_refused(found)), None),
+                Err(error) => (None, Some(error)),
+            };
+            let obtained = self.obtain_with(challenge, access, credentials.clone(), refused).await;
+            match (obtained, credentials, failure) {
+                (Ok(authorization), _, _) => return Ok(authorization),
+                // That it failed anonymously is only what followed from the first failure.
+                (Err(FetchError::Unauthorized { url, .. }), _, Some(error)) => {
+                    return Err(FetchError::Unauthorized { url, source: error.into() });
                 }
+                (Err(refusal), Some(credentials), None) if is_refusal(&refusal) => {
+                    refused.push(credentials);
+                    first_refusal.get_or_insert(refusal);
+                }
+                (Err(error), None, None) if is_refusal(&error) => {
+                    return Err(first_refusal.unwrap_or(error));
+                }
+                (Err(error), _, _) => return Err(error),
             }
-            (Challenge::Basic, Some(Credentials::Basic { username, password })) => {
-                self.until_refused(&basic(&username, &password))
-            }
-            (Challenge::Basic, _) => Err(denied(match failure {
-                Some(error) => error.into(),
-                None => UnauthorizedCause::NoCredentials(name),
-            })),
-            (Challenge::Other(_), _) => Err(denied(UnauthorizedCause::UnknownChallenge(name))),
         }
     }
 
-    fn until_refused(&self, header: &str) -> Result<Authorization, FetchError> {
-        let header = sensitive(header).ok_or_else(|| FetchError::Unauthorized {
-            url: public(&self.server.host.base),
-            source: UnauthorizedCause::NotAccepted(self.server.credential_name()),
-        })?;
-        Ok(Authorization { header, until: None, anonymous: false })
+    async fn obtain_with(
+        &self,
+        challenge: &Challenge,
+        access: Access,
+        credentials: Option<Credentials>,
+        refused: &[Credentials],
+    ) -> Result<Authorization, FetchError> {
+        let name = self.server.credential_name();
+        let denied =
+            |source| FetchError::Unauthorized { url: public(&self.server.host.base), source };
+        let header = match (challenge, &credentials) {
+            (Challenge::Bearer(_), Some(Credentials::RegistryToken(token))) => {
+                format!("Bearer {}", token.expose())
+            }
+            (Challenge::Bearer(service), _) => {
+                let authorization = self.fetch_token(service, access, credentials).await?;
+                let anonymous = authorization.anonymous && refused.is_empty();
+                return Ok(Authorization { anonymous, ..authorization });
+            }
+            (Challenge::Basic, Some(Credentials::Basic { username, password })) => {
+                basic(username, password)
+            }
+            (Challenge::Basic, _) => return Err(denied(UnauthorizedCause::NoCredentials(name))),
+            (Challenge::Other(_), _) => {
+                return Err(denied(UnauthorizedCause::UnknownChallenge(name)));
+            }
+        };
+        let header =
+            sensitive(&header).ok_or_else(|| denied(UnauthorizedCause::NotAccepted(name)))?;
+        Ok(Authorization { header, until: None, credentials, anonymous: false })
     }
 
     async fn fetch_token(
@@ -294,7 +364,7 @@ impl Exchange<'_> {
         let (token, lifetime) = parse_token(&body).ok_or_else(malformed)?;
         let header = sensitive(&format!("Bearer {}", token.expose())).ok_or_else(malformed)?;
         let until = asked.checked_add(lifetime - lifetime / 10);
-        Ok(Authorization { header, until, anonymous })
+        Ok(Authorization { header, until, credentials, anonymous })
     }
 
     fn token_request(
@@ -356,6 +426,12 @@ impl Exchange<'_> {
     }
 }
 
+/// Whether it is the credentials, or that there are none.
+fn is_refusal(error: &FetchError) -> bool {
+    use UnauthorizedCause::{NoCredentials, NotAccepted};
+    matches!(error, FetchError::Unauthorized { source: NoCredentials(_) | NotAccepted(_), .. })
+}
+
 fn basic(username: &str, password: &Secret) -> String {
     format!("Basic {}", STANDARD.encode(format!("{username}:{}", password.expose())))
 }
@@ -384,6 +460,8 @@ fn parse_token(body: &[u8]) -> Option<(Secret, Duration)> {
 const DEFAULT_LIFETIME: Duration = Duration::from_secs(60);
 const MAX_TOKEN_ANSWER: u64 = 1 << 20;
 const MAX_SLOTS: usize = 4096;
+/// As many credentials are tried for one request.
+const MAX_REFUSED: usize = 8;
 
 #[cfg(test)]
 mod tests {
@@ -411,7 +489,10 @@ mod tests {
     fn authorizations_are_not_shown() {
         let header = sensitive(&basic("u", &Secret::new("hunter2"))).unwrap();
         assert_eq!(header.to_str().unwrap(), "Basic dTpodW50ZXIy");
-        let shown = format!("{:?}", Authorization { header, until: None, anonymous: false });
+        let shown = format!(
+            "{:?}",
+            Authorization { header, until: None, credentials: None, anonymous: false }
+        );
         assert!(!shown.contains("dTpodW50ZXIy"), "{shown}");
         assert!(sensitive("Bearer a\nb").is_none());
     }

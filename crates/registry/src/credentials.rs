@@ -9,8 +9,10 @@ use futures_util::future::BoxFuture;
 
 use crate::Secret;
 
+mod chain;
 mod docker_config;
 
+pub use chain::Chain;
 pub use docker_config::{DockerConfig, DockerConfigFile, MalformedDockerConfig};
 
 /// What a server accepts as proof of who is asking.
@@ -29,20 +31,39 @@ pub enum Credentials {
     RegistryToken(Secret),
 }
 
+/// What credentials are wanted for.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted<'a> {
+    /// The server that will see them: host and port; `docker.io` for Docker Hub.
+    pub server: &'a str,
+    /// The registry of the image's name, which is not the server if that is a mirror.
+    pub registry: &'a str,
+    /// The path of the repository.
+    pub repository: &'a str,
+    /// What the server has just refused: others are wanted.
+    pub refused: &'a [Credentials],
+}
+
+impl Wanted<'_> {
+    /// These credentials, if the server did not refuse just them.
+    #[must_use]
+    pub fn unless_refused(&self, credentials: Credentials) -> Option<Credentials> {
+        (!self.refused.contains(&credentials)).then_some(credentials)
+    }
+}
+
 /// Finds credentials.
 ///
-/// Asked when a server demands authentication and each time a token has expired, so that an
-/// implementation can give newer ones.
+/// Asked when a server demands authentication, each time a token has expired, and again when the
+/// server refuses what was given, so that an implementation can give newer ones.
 pub trait CredentialSource: fmt::Debug + Send + Sync {
-    /// The credentials for `repository` (its path) at `server` (host and port; `docker.io` for
-    /// Docker Hub), or `None` for anonymous access.
+    /// The credentials to try next, or `None` for anonymous access.
     ///
     /// # Cancellation
     /// The future may be dropped at any moment.
     fn credentials<'a>(
         &'a self,
-        server: &'a str,
-        repository: &'a str,
+        wanted: Wanted<'a>,
     ) -> BoxFuture<'a, Result<Option<Credentials>, CredentialsError>>;
 }
 
@@ -105,8 +126,7 @@ pub struct Anonymous;
 impl CredentialSource for Anonymous {
     fn credentials<'a>(
         &'a self,
-        _server: &'a str,
-        _repository: &'a str,
+        _wanted: Wanted<'a>,
     ) -> BoxFuture<'a, Result<Option<Credentials>, CredentialsError>> {
         Box::pin(std::future::ready(Ok(None)))
     }
@@ -130,10 +150,10 @@ impl StaticCredentials {
 impl CredentialSource for StaticCredentials {
     fn credentials<'a>(
         &'a self,
-        server: &'a str,
-        _repository: &'a str,
+        wanted: Wanted<'a>,
     ) -> BoxFuture<'a, Result<Option<Credentials>, CredentialsError>> {
-        let found = (server == self.server).then(|| self.credentials.clone());
+        let found = (wanted.server == self.server).then(|| self.credentials.clone());
+        let found = found.and_then(|found| wanted.unless_refused(found));
         Box::pin(std::future::ready(Ok(found)))
     }
 }

@@ -28,8 +28,8 @@ mod transport;
 pub use blob_stream::{BlobStream, Source};
 pub use client::{Client, ClientOptions};
 pub use credentials::{
-    Anonymous, CredentialSource, Credentials, CredentialsError, DockerConfig, DockerConfigFile,
-    HelperProblem, MalformedDockerConfig, StaticCredentials,
+    Anonymous, Chain, CredentialSource, Credentials, CredentialsError, DockerConfig,
+    DockerConfigFile, HelperProblem, MalformedDockerConfig, StaticCredentials, Wanted,
 };
 pub use error::{FetchError, UnauthorizedCause, UnavailableCause};
 pub use hosts::{Capability, Host};

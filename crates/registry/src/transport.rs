@@ -11,7 +11,7 @@ use reqwest::header::{
 use reqwest::{Method, Response, StatusCode, Url};
 use serde::Deserialize;
 
-use crate::auth::Access;
+use crate::auth::{Access, Age};
 use crate::challenge;
 use crate::client::ClientOptions;
 use crate::clock::parse_http_date;
@@ -94,26 +94,37 @@ impl Exchange<'_> {
         url.origin() == self.server.host.base.origin()
     }
 
-    /// Sends a request, answering one challenge. Any status but an answered 401 is returned.
+    /// Sends a request and answers challenges, with one credentials after the other. Any status is
+    /// returned that is not, or cannot be, answered.
     pub(crate) async fn call(&self, call: &Call<'_>) -> Result<Answer, FetchError> {
-        let used = self.authorization(call.access).await;
-        let answer = self.follow(call, used.as_ref()).await?;
-        if answer.redirected || !self.is_own(&call.url) {
-            return Ok(answer);
-        }
-        let fresh = match answer.response.status() {
-            StatusCode::UNAUTHORIZED => {
-                let headers = answer.response.headers().get_all(WWW_AUTHENTICATE);
-                let challenge = challenge::choose(headers.iter().filter_map(|v| v.to_str().ok()));
-                Some(self.answer_challenge(call.access, challenge, used.as_ref()).await?)
+        let mut used = self.authorization(call.access).await;
+        let mut refused = Vec::new();
+        let mut attempt = 0;
+        loop {
+            let answer = self.follow(call, used.as_ref()).await?;
+            if answer.redirected || !self.is_own(&call.url) || attempt == MAX_CHALLENGES {
+                return Ok(answer);
             }
-            // Amazon's registry says so of a password that has expired.
-            StatusCode::FORBIDDEN => self.changed_authorization(call.access, used.as_ref()).await,
-            _ => None,
-        };
-        match fresh {
-            Some(fresh) => self.follow(call, Some(&fresh)).await,
-            None => Ok(answer),
+            let fresh = match answer.response.status() {
+                StatusCode::UNAUTHORIZED => {
+                    let headers = answer.response.headers().get_all(WWW_AUTHENTICATE);
+                    let challenge =
+                        challenge::choose(headers.iter().filter_map(|v| v.to_str().ok()));
+                    let age = if attempt == 0 { Age::Unknown } else { Age::New };
+                    let used = used.as_ref().map(|used| (used, age));
+                    self.answer_challenge(call.access, challenge, used, &mut refused).await?
+                }
+                // Amazon's registry says so of a password that has expired.
+                StatusCode::FORBIDDEN => {
+                    self.changed_authorization(call.access, used.as_ref(), &mut refused).await
+                }
+                _ => None,
+            };
+            match fresh {
+                Some(fresh) => used = Some(fresh),
+                None => return Ok(answer),
+            }
+            attempt += 1;
         }
     }
 
@@ -325,6 +336,8 @@ async fn error_code(response: &mut Response) -> Option<String> {
     fit.then_some(code)
 }
 
+/// Credentials are tried one after the other, and a source must not be able to go on for ever.
+const MAX_CHALLENGES: u32 = 8;
 const MAX_REDIRECTS: u32 = 5;
 const LONGEST_RETRY_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// What a registry may answer to a greeting.

@@ -14,7 +14,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::process::Command;
 
-use super::{CredentialSource, Credentials, CredentialsError, HelperProblem};
+use super::{CredentialSource, Credentials, CredentialsError, HelperProblem, Wanted};
 use crate::Secret;
 
 /// Credentials from a `config.json`, read anew each time they are needed.
@@ -79,21 +79,20 @@ impl DockerConfig {
         self
     }
 
-    async fn find(
-        &self,
-        server: &str,
-        repository: &str,
-    ) -> Result<Option<Credentials>, CredentialsError> {
+    async fn find(&self, wanted: Wanted<'_>) -> Result<Option<Credentials>, CredentialsError> {
         let config = self.read().await?;
+        let Wanted { server, repository, .. } = wanted;
         if let Some(helper) = config.helper(server)
             && let Some(credentials) = self.ask_helper(helper, server).await?
         {
-            return Ok(Some(credentials));
+            return Ok(wanted.unless_refused(credentials));
         }
-        config.stored(server, repository).map_err(|malformed| self.refused(malformed))
+        let stored = config.stored(server, repository);
+        let stored = stored.map_err(|malformed| self.malformed(malformed))?;
+        Ok(stored.and_then(|credentials| wanted.unless_refused(credentials)))
     }
 
-    fn refused(&self, malformed: MalformedDockerConfig) -> CredentialsError {
+    fn malformed(&self, malformed: MalformedDockerConfig) -> CredentialsError {
         CredentialsError::Malformed { path: self.path.clone(), line: malformed.line }
     }
 
@@ -108,7 +107,7 @@ impl DockerConfig {
         };
         let mut bytes = Vec::new();
         file.take(MAX_BYTES).read_to_end(&mut bytes).await.map_err(failed)?;
-        DockerConfigFile::parse(&bytes).map_err(|malformed| self.refused(malformed))
+        DockerConfigFile::parse(&bytes).map_err(|malformed| self.malformed(malformed))
     }
 
     async fn ask_helper(
@@ -132,10 +131,9 @@ impl DockerConfig {
 impl CredentialSource for DockerConfig {
     fn credentials<'a>(
         &'a self,
-        server: &'a str,
-        repository: &'a str,
+        wanted: Wanted<'a>,
     ) -> BoxFuture<'a, Result<Option<Credentials>, CredentialsError>> {
-        Box::pin(self.find(server, repository))
+        Box::pin(self.find(wanted))
     }
 }
 

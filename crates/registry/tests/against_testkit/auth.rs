@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::future::BoxFuture;
 use registry::{
-    Client, CredentialSource, Credentials, CredentialsError, DockerConfig, FetchError, Repository,
-    Secret, StaticCredentials,
+    Chain, Client, CredentialSource, Credentials, CredentialsError, DockerConfig, FetchError,
+    Repository, Secret, StaticCredentials, Wanted,
 };
 use testkit::registry::{
     Auth, BearerAuth, Credentials as Known, Fault, Options, Registry, Scope, Times,
@@ -115,7 +115,7 @@ async fn a_changed_scheme_is_followed() {
     let registry = start(Auth::Bearer(bearer()));
     put_image(&registry);
     let repository = with(&registry, password(&registry, PASSWORD));
-    for auth in [Auth::Basic(known()), Auth::None, Auth::Bearer(bearer())] {
+    for auth in [Auth::Bearer(bearer()), Auth::Basic(known()), Auth::None, Auth::Bearer(bearer())] {
         registry.faults().set_auth(auth);
         repository.resolve("v1").await.unwrap();
     }
@@ -191,6 +191,78 @@ async fn a_docker_configuration_is_enough() {
     assert!(text.contains("config.json") && !text.contains("hunter2"), "{text}");
 }
 
+#[tokio::test]
+async fn what_is_refused_gives_way_to_the_next_source() {
+    for auth in [Auth::Basic(known()), Auth::Bearer(bearer())] {
+        let registry = start(auth.clone());
+        let image = put_image(&registry);
+        let passwords = |passwords: &[&str]| {
+            let source = |text: &&str| Arc::new(password(&registry, text)) as _;
+            with(&registry, Chain::new(passwords.iter().map(source).collect()))
+        };
+        let repository = passwords(&["too old", "too short", PASSWORD]);
+        for _ in 0..3 {
+            assert_eq!(repository.resolve("v1").await.unwrap(), image);
+        }
+        let basic = matches!(auth, Auth::Basic(_));
+        let expected = if basic { (6, 0) } else { (4, 3) };
+        let asked = (count(&registry, "HEAD", "/manifests/"), count(&registry, "GET", "/token"));
+        assert_eq!(asked, expected, "{auth:?}");
+
+        let error = passwords(&["too old", "too short"]).resolve("v1").await.unwrap_err();
+        assert!(in_full(&error).contains("not accepted"), "{error:?}");
+    }
+}
+
+/// What was good when the mount was made is refused while it lives.
+#[tokio::test]
+async fn credentials_that_expire_under_a_mount_give_way_too() {
+    for bearer_auth in [false, true] {
+        let auth = |password: &str| {
+            let known = Known::new("user", password);
+            match bearer_auth {
+                true => Auth::Bearer(BearerAuth { credentials: Some(known), ..bearer() }),
+                false => Auth::Basic(known),
+            }
+        };
+        let registry = start(auth("short-lived"));
+        let blob = registry.put_blob(content(20_000));
+        let sources =
+            ["short-lived", PASSWORD].map(|text| Arc::new(password(&registry, text)) as _);
+        let repository = with(&registry, Chain::new(sources.into()));
+        read(&repository, &blob, 0..1000).await;
+        registry.faults().set_auth(auth(PASSWORD));
+        registry.faults().expire_tokens();
+        read(&repository, &blob, 1000..2000).await;
+        read(&repository, &blob, 2000..3000).await;
+    }
+}
+
+/// Amazon's registry says 403 then.
+#[tokio::test]
+async fn a_forbidden_password_gives_way_too() {
+    let registry = start(Auth::Basic(Known::new("user", "short-lived")));
+    put_image(&registry);
+    let sources = ["short-lived", PASSWORD].map(|text| Arc::new(password(&registry, text)) as _);
+    let repository = with(&registry, Chain::new(sources.into()));
+    repository.resolve("v1").await.unwrap();
+    registry.faults().set_auth(Auth::Basic(known()));
+    registry.faults().fail_next(Scope::Manifests, 1, 403);
+    repository.resolve("v1").await.unwrap();
+}
+
+/// A token that is given is not always enough for the repository.
+#[tokio::test]
+async fn a_fresh_token_that_is_refused_gives_way_too() {
+    let registry = start(Auth::Bearer(bearer()));
+    let image = put_image(&registry);
+    let token = Credentials::RegistryToken(Secret::new("no longer good"));
+    let refused = StaticCredentials::new(registry.reference_prefix(), token);
+    let right = password(&registry, PASSWORD);
+    let repository = with(&registry, Chain::new(vec![Arc::new(refused), Arc::new(right)]));
+    assert_eq!(repository.resolve("v1").await.unwrap(), image);
+}
+
 /// Gives a new password each time, of which the first is too old.
 #[derive(Debug)]
 struct Renewed {
@@ -200,10 +272,9 @@ struct Renewed {
 impl CredentialSource for Renewed {
     fn credentials<'a>(
         &'a self,
-        _server: &'a str,
-        repository: &'a str,
+        wanted: Wanted<'a>,
     ) -> BoxFuture<'a, Result<Option<Credentials>, CredentialsError>> {
-        assert_eq!(repository, crate::setup::REPOSITORY);
+        assert_eq!(wanted.repository, crate::setup::REPOSITORY);
         let first = self.asked.fetch_add(1, Ordering::Relaxed) == 0;
         let password = Secret::new(if first { "too old" } else { PASSWORD });
         let credentials = Credentials::Basic { username: "user".to_owned(), password };
@@ -216,7 +287,6 @@ async fn credentials_are_asked_for_again_after_a_refusal() {
     let registry = start(Auth::Basic(known()));
     put_image(&registry);
     let repository = with(&registry, Renewed { asked: AtomicUsize::new(0) });
-    repository.resolve("v1").await.unwrap_err();
     repository.resolve("v1").await.unwrap();
 }
 

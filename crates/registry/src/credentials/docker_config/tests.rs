@@ -9,13 +9,18 @@ fn basic(username: &str, password: &str) -> Credentials {
     Credentials::Basic { username: username.to_owned(), password: Secret::new(password) }
 }
 
+/// Asks for what no server has refused.
+fn wanted<'a>(server: &'a str, repository: &'a str) -> Wanted<'a> {
+    Wanted { server, registry: server, repository, refused: &[] }
+}
+
 /// Looks up `asked`, a server and a repository after a blank, in a file with the text `json`.
 async fn find(json: &str, asked: &str) -> Result<Option<Credentials>, CredentialsError> {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("config.json");
     std::fs::write(&path, json).unwrap();
     let (server, repository) = asked.split_once(' ').unwrap_or((asked, "a/b"));
-    DockerConfig::new(path).credentials(server, repository).await
+    DockerConfig::new(path).credentials(wanted(server, repository)).await
 }
 
 #[track_caller]
@@ -45,7 +50,7 @@ async fn all_forms_of_an_entry_are_read() {
 async fn a_missing_file_means_anonymous() {
     let dir = tempfile::tempdir().unwrap();
     let config = DockerConfig::new(dir.path().join("none.json"));
-    check(config.credentials("r.io", "a").await, None);
+    check(config.credentials(wanted("r.io", "a")).await, None);
 }
 
 #[tokio::test]
@@ -172,9 +177,9 @@ async fn a_helper_that_hangs_or_is_missing_is_an_error() {
     std::fs::write(&path, r#"{"credHelpers":{"r.io":"hermes-test-none"},"credsStore":"../x"}"#)
         .unwrap();
     let config = DockerConfig::new(&path).with_helper_time_limit(Duration::ZERO);
-    let error = config.credentials("r.io", "a").await.unwrap_err().to_string();
+    let error = config.credentials(wanted("r.io", "a")).await.unwrap_err().to_string();
     assert!(error.contains("docker-credential-hermes-test-none"), "{error}");
-    let error = config.credentials("other.io", "a").await.unwrap_err().to_string();
+    let error = config.credentials(wanted("other.io", "a")).await.unwrap_err().to_string();
     assert!(error.contains("not that of a program"), "{error}");
 
     let hanging = Helper::new("while :; do :; done");
