@@ -11,9 +11,17 @@ use crate::Secret;
 
 mod chain;
 mod docker_config;
+mod given;
+mod kubelet_plugins;
+mod program;
 
 pub use chain::Chain;
 pub use docker_config::{DockerConfig, DockerConfigFile, MalformedDockerConfig};
+pub use given::{Given, GivenCredentials, MalformedPullAuth, PullAuth};
+pub use kubelet_plugins::{
+    CacheKey, KubeletPlugins, MalformedAnswer, MalformedPluginConfig, Plugin, PluginAnswer,
+    PluginConfig,
+};
 
 /// What a server accepts as proof of who is asking.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -86,7 +94,15 @@ pub enum CredentialsError {
         /// Where, from 1.
         line: usize,
     },
-    /// The credential helper cannot be run, or failed.
+    /// The configuration of plugins is not what it should be. Nothing of it but names is shown.
+    #[error("{} is not a configuration of credential plugins", path.display())]
+    MalformedPlugins {
+        /// The file.
+        path: PathBuf,
+        /// Why not.
+        source: MalformedPluginConfig,
+    },
+    /// The credential helper, or plugin, cannot be run, or failed.
     #[error("running the credential helper `{}`: {problem}", helper.escape_debug())]
     Helper {
         /// The helper's program.
@@ -108,6 +124,9 @@ pub enum HelperProblem {
     /// It takes too long.
     #[error("it did not answer within {0:?}")]
     Timeout(Duration),
+    /// Its answer is too long.
+    #[error("its answer does not end")]
+    TooMuch,
     /// It says that it failed.
     #[error("it ended with status {0}")]
     Status(i32),

@@ -2,7 +2,7 @@
 //!
 //! A [`Client`] is shared by the whole process; a [`Repository`] is a cheap handle to one
 //! repository in it. Nothing is written to disk; read are only the `hosts.toml` folders,
-//! certificates and Docker configurations that the caller names.
+//! certificates and configurations of credentials that the caller names.
 //!
 //! Requests are HTTP/1.1 on a pool of connections: with HTTP/2 all ranges of a layer would share one
 //! connection and its window.
@@ -28,8 +28,10 @@ mod transport;
 pub use blob_stream::{BlobStream, Source};
 pub use client::{Client, ClientOptions};
 pub use credentials::{
-    Anonymous, Chain, CredentialSource, Credentials, CredentialsError, DockerConfig,
-    DockerConfigFile, HelperProblem, MalformedDockerConfig, StaticCredentials, Wanted,
+    Anonymous, CacheKey, Chain, CredentialSource, Credentials, CredentialsError, DockerConfig,
+    DockerConfigFile, Given, GivenCredentials, HelperProblem, KubeletPlugins, MalformedAnswer,
+    MalformedDockerConfig, MalformedPluginConfig, MalformedPullAuth, Plugin, PluginAnswer,
+    PluginConfig, PullAuth, StaticCredentials, Wanted,
 };
 pub use error::{FetchError, UnauthorizedCause, UnavailableCause};
 pub use hosts::{Capability, Host};

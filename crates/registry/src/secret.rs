@@ -5,7 +5,7 @@ use std::fmt;
 use serde::Deserialize;
 
 /// A password or token. Its `Debug` form is `***`; it has no `Display` and cannot be serialised.
-#[derive(Clone, PartialEq, Eq, Hash, Deserialize)]
+#[derive(Clone, Default, PartialEq, Eq, Hash, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(String);
 

@@ -4,17 +4,16 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
 use std::path::PathBuf;
-use std::process::Stdio;
 use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::{STANDARD, STANDARD_NO_PAD};
 use futures_util::future::BoxFuture;
 use serde::Deserialize;
-use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
-use super::{CredentialSource, Credentials, CredentialsError, HelperProblem, Wanted};
+use super::{CredentialSource, Credentials, CredentialsError, HelperProblem, Wanted, program};
 use crate::Secret;
 
 /// Credentials from a `config.json`, read anew each time they are needed.
@@ -116,15 +115,11 @@ impl DockerConfig {
         server: &str,
     ) -> Result<Option<Credentials>, CredentialsError> {
         let helper = format!("docker-credential-{name}");
-        let limit = self.helper_time_limit;
-        let asked = async {
-            if name.is_empty() || name.contains(['/', '\0']) {
-                return Err(HelperProblem::Name);
-            }
-            let run = run_helper(&helper, server);
-            tokio::time::timeout(limit, run).await.unwrap_or(Err(HelperProblem::Timeout(limit)))
+        let asked = match name.is_empty() || name.contains(['/', '\0']) {
+            true => Err(HelperProblem::Name),
+            false => run_helper(&helper, server, self.helper_time_limit).await,
         };
-        asked.await.map_err(|problem| CredentialsError::Helper { helper, problem })
+        asked.map_err(|problem| CredentialsError::Helper { helper, problem })
     }
 }
 
@@ -216,38 +211,19 @@ impl AuthEntry {
     }
 }
 
-async fn run_helper(program: &str, server: &str) -> Result<Option<Credentials>, HelperProblem> {
-    let mut child = Command::new(program)
-        .arg("get")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::null())
-        .kill_on_drop(true)
-        .spawn()
-        .map_err(HelperProblem::Run)?;
+async fn run_helper(
+    helper: &str,
+    server: &str,
+    limit: Duration,
+) -> Result<Option<Credentials>, HelperProblem> {
     let asked = if server == DOCKER_HUB { DOCKER_HUB_KEY } else { server };
-    if let Some(mut stdin) = child.stdin.take() {
-        match stdin.write_all(asked.as_bytes()).await {
-            // A helper that knows without asking need not read.
-            Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
-                return Err(HelperProblem::Run(error));
-            }
-            _ => {}
-        }
+    let said = program::run(Command::new(helper).arg("get"), asked.as_bytes(), limit).await?;
+    if !said.status.success()
+        && String::from_utf8_lossy(&said.output).contains("credentials not found")
+    {
+        return Ok(None);
     }
-    let mut answer = Vec::new();
-    if let Some(stdout) = child.stdout.take() {
-        stdout.take(MAX_BYTES).read_to_end(&mut answer).await.map_err(HelperProblem::Run)?;
-    }
-    let status = child.wait().await.map_err(HelperProblem::Run)?;
-    if !status.success() {
-        let none = String::from_utf8_lossy(&answer).contains("credentials not found");
-        return match status.code() {
-            _ if none => Ok(None),
-            Some(code) => Err(HelperProblem::Status(code)),
-            None => Err(HelperProblem::Killed),
-        };
-    }
+    let answer = said.success()?;
     let answer: HelperAnswer =
         serde_json::from_slice(&answer).map_err(|_would_show_the_secret| HelperProblem::Answer)?;
     Ok(Some(match answer.username.as_str() {

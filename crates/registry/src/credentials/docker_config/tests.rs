@@ -129,7 +129,7 @@ impl Helper {
         let path = self.dir.path().join("helper");
         // Another test's fork may still hold the script open for writing.
         loop {
-            match run_helper(path.to_str().unwrap(), server).await {
+            match run_helper(path.to_str().unwrap(), server, Duration::from_secs(60)).await {
                 Err(HelperProblem::Run(error))
                     if error.kind() == io::ErrorKind::ExecutableFileBusy =>
                 {
