@@ -120,7 +120,7 @@ impl Containerd {
         tracing::info!(socket = %socket.display(), "containerd is served");
         let stopped = Arc::clone(&stop);
         server.spawn(async move {
-            snapshotter::serve(listener, snapshots, stopped.notified()).await?;
+            snapshotter::serve(listener, snapshots, None, stopped.notified()).await?;
             Ok(())
         });
         Ok(Self { server, socket: Some(socket), stop })
