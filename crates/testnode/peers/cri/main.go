@@ -4,14 +4,21 @@
 //	cri run IMAGE                      prints what the container prints
 //	cri run IMAGE VOLUME COMMAND...    the same with the image VOLUME mounted on /volume
 //	cri rmi IMAGE
+//	cri images VERSION                 prints what is said of all images, in v1 or v1alpha2
+//
+// With -endpoint images are asked for there, as a kubelet does with --image-service-endpoint; with -auth
+// USER:PASSWORD, or -token for an identity token, they are pulled with these credentials.
 package main
 
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"sort"
 	"strconv"
 	"strings"
 	"time"
@@ -23,7 +30,14 @@ import (
 
 const socket = "unix:///run/containerd/containerd.sock"
 
+var (
+	endpoint = flag.String("endpoint", socket, "where images are asked for")
+	auth     = flag.String("auth", "", "user and password to pull with")
+	token    = flag.String("token", "", "identity token to pull with")
+)
+
 type client struct {
+	conn    *grpc.ClientConn
 	images  cri.ImageServiceClient
 	runtime cri.RuntimeServiceClient
 	pod     *cri.PodSandboxConfig
@@ -44,6 +58,10 @@ func podConfig(logs string) *cri.PodSandboxConfig {
 
 func (c *client) pull(ctx context.Context, image string) error {
 	request := &cri.PullImageRequest{Image: &cri.ImageSpec{Image: image}, SandboxConfig: c.pod}
+	if *auth != "" || *token != "" {
+		user, password, _ := strings.Cut(*auth, ":")
+		request.Auth = &cri.AuthConfig{Username: user, Password: password, IdentityToken: *token}
+	}
 	_, err := c.images.PullImage(ctx, request)
 	return err
 }
@@ -51,6 +69,55 @@ func (c *client) pull(ctx context.Context, image string) error {
 func (c *client) remove(ctx context.Context, image string) error {
 	_, err := c.images.RemoveImage(ctx, &cri.RemoveImageRequest{Image: &cri.ImageSpec{Image: image}})
 	return err
+}
+
+// Both versions have the same messages. What changes from call to call is left out.
+func (c *client) show(ctx context.Context, version string) error {
+	service := "/runtime." + version + ".ImageService/"
+	list := &cri.ListImagesResponse{}
+	if err := c.conn.Invoke(ctx, service+"ListImages", &cri.ListImagesRequest{}, list); err != nil {
+		return err
+	}
+	sort.Slice(list.Images, func(i, j int) bool { return list.Images[i].Id < list.Images[j].Id })
+	for _, image := range list.Images {
+		status := &cri.ImageStatusResponse{}
+		request := &cri.ImageStatusRequest{Image: &cri.ImageSpec{Image: image.Id}, Verbose: true}
+		if err := c.conn.Invoke(ctx, service+"ImageStatus", request, status); err != nil {
+			return err
+		}
+		fmt.Println(image, status.Image, status.Info["info"])
+	}
+	disk := &cri.ImageFsInfoResponse{}
+	if err := c.conn.Invoke(ctx, service+"ImageFsInfo", &cri.ImageFsInfoRequest{}, disk); err != nil {
+		return err
+	}
+	for _, usage := range append(disk.ImageFilesystems, disk.ContainerFilesystems...) {
+		usage.Timestamp = 0
+		fmt.Println(usage)
+	}
+	fmt.Println(c.conn.Invoke(ctx, service+"NobodyKnowsThis", &cri.ImageFsInfoRequest{}, disk))
+	return c.stream(ctx)
+}
+
+// Newer versions of containerd send images one by one; the others say that they do not.
+func (c *client) stream(ctx context.Context) error {
+	stream, err := c.images.StreamImages(ctx, &cri.StreamImagesRequest{})
+	if err != nil {
+		return err
+	}
+	var lines []string
+	for {
+		next, err := stream.Recv()
+		if err != nil {
+			sort.Strings(lines)
+			fmt.Println(strings.Join(lines, "\n"))
+			if err != io.EOF {
+				fmt.Println(err)
+			}
+			return nil
+		}
+		lines = append(lines, next.String())
+	}
 }
 
 func (c *client) run(ctx context.Context, image, volume string, command ...string) (err error) {
@@ -113,17 +180,24 @@ func do(args []string) error {
 	if err != nil {
 		return err
 	}
+	forImages, err := grpc.NewClient(*endpoint, options)
+	if err != nil {
+		return err
+	}
 	logs, err := os.MkdirTemp("", "cri-")
 	if err != nil {
 		return err
 	}
 	defer os.RemoveAll(logs)
-	c := &client{cri.NewImageServiceClient(conn), cri.NewRuntimeServiceClient(conn), podConfig(logs)}
+	images := cri.NewImageServiceClient(forImages)
+	c := &client{forImages, images, cri.NewRuntimeServiceClient(conn), podConfig(logs)}
 	ctx, cancel := context.WithTimeout(context.Background(), 2*time.Minute)
 	defer cancel()
 	switch {
 	case len(args) == 2 && args[0] == "pull":
 		return c.pull(ctx, args[1])
+	case len(args) == 2 && args[0] == "images":
+		return c.show(ctx, args[1])
 	case len(args) == 2 && args[0] == "rmi":
 		return c.remove(ctx, args[1])
 	case len(args) == 2 && args[0] == "run":
@@ -135,7 +209,8 @@ func do(args []string) error {
 }
 
 func main() {
-	if err := do(os.Args[1:]); err != nil {
+	flag.Parse()
+	if err := do(flag.Args()); err != nil {
 		fmt.Fprintln(os.Stderr, "cri:", err)
 		os.Exit(1)
 	}
