@@ -1,11 +1,11 @@
 #![no_main]
-//! Configurations of registries, containerd's `hosts.toml` and Docker's `config.json`: any bytes are
-//! read or refused, and what is read can be used.
+//! Configurations of registries, containerd's `hosts.toml`, Docker's `config.json` and the kubelet's
+//! plugins with their answers: any bytes are read or refused, and what is read can be used.
 
 use std::path::Path;
 
 use libfuzzer_sys::fuzz_target;
-use registry::{DockerConfigFile, hosts};
+use registry::{DockerConfigFile, PluginAnswer, PluginConfig, hosts};
 
 const SERVER: &str = "registry.example:5000";
 const REPOSITORY: &str = "team/app";
@@ -16,7 +16,17 @@ fuzz_target!(|bytes: &[u8]| {
         config.stored(SERVER, REPOSITORY).ok();
         config.stored("docker.io", "library/busybox").ok();
     }
+    let image = format!("{SERVER}/{REPOSITORY}");
+    if let Ok(answer) = PluginAnswer::parse(bytes, "credentialprovider.kubelet.k8s.io/v1") {
+        std::hint::black_box(answer.credentials(&image).count());
+    }
     let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(config) = PluginConfig::parse(text) {
+        for plugin in config.plugins {
+            std::hint::black_box(plugin.is_for(&image));
+            assert!(!plugin.name.contains('/'), "{plugin:?}");
+        }
+    }
     let path = Path::new("/etc/containerd/certs.d/registry.example/hosts.toml");
     match hosts::parse(path, text, SERVER) {
         Ok(servers) => {
