@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use registry::PluginConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
@@ -26,6 +27,8 @@ pub(crate) struct Config {
     pub(crate) cache: CacheConfig,
     /// What containerd is served with
     pub(crate) containerd: ContainerdConfig,
+    /// Credentials for containerd's images, beside those of pulls and of `registry.docker_config`
+    pub(crate) credentials: CredentialsConfig,
     /// How the registries of containerd's images are reached
     pub(crate) registry: RegistryConfig,
     /// What can be watched
@@ -47,6 +50,10 @@ pub(crate) struct CacheConfig {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(default, deny_unknown_fields)]
 pub(crate) struct ContainerdConfig {
+    /// containerd's own socket. With it the kubelet can have its image service at `socket`: its calls are
+    /// handed on, and what it pulls with serves the lazy images too
+    #[schemars(example = "/run/containerd/containerd.sock")]
+    pub(crate) address: Option<PathBuf>,
     /// The unix socket where containerd finds its snapshotter
     pub(crate) socket: PathBuf,
     /// The folder of the `HermesPolicy` objects that say which images are lazy: every `.yaml`, `.yml` and
@@ -58,6 +65,18 @@ pub(crate) struct ContainerdConfig {
     pub(crate) eager: Eager,
     /// Seconds that a pull waits for the registry to say whether there is an index
     pub(crate) index_patience_seconds: u32,
+}
+
+/// Credentials for containerd's images, beside those of pulls and of `registry.docker_config`.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct CredentialsConfig {
+    /// The folder of the kubelet's credential-provider plugins: its --image-credential-provider-bin-dir
+    #[schemars(example = "/usr/libexec/kubernetes/credential-providers")]
+    pub(crate) kubelet_bin_dir: Option<PathBuf>,
+    /// The kubelet's `CredentialProviderConfig`: its --image-credential-provider-config
+    #[schemars(example = "/etc/kubernetes/credential-provider.yaml")]
+    pub(crate) kubelet_config: Option<PathBuf>,
 }
 
 /// How the registries of containerd's images are reached.
@@ -89,6 +108,7 @@ impl Default for CacheConfig {
 impl Default for ContainerdConfig {
     fn default() -> Self {
         Self {
+            address: None,
             socket: "/run/hermes/containerd.sock".into(),
             policies: "/etc/hermes/policies".into(),
             eager: Eager::Unpack,
@@ -165,11 +185,26 @@ impl Config {
 
     fn parse(text: &str) -> Result<Self> {
         let config: Self = toml::from_str(text)?;
-        let ContainerdConfig { socket, policies, .. } = &config.containerd;
-        let paths = [("socket", socket), ("policies", policies)];
+        let ContainerdConfig { address, socket, policies, .. } = &config.containerd;
+        let CredentialsConfig { kubelet_bin_dir, kubelet_config } = &config.credentials;
+        let paths = [
+            ("containerd.address", address.as_ref()),
+            ("containerd.socket", Some(socket)),
+            ("containerd.policies", Some(policies)),
+            ("credentials.kubelet_bin_dir", kubelet_bin_dir.as_ref()),
+            ("credentials.kubelet_config", kubelet_config.as_ref()),
+        ];
         for (key, path) in paths {
-            ensure!(path.is_absolute(), "containerd.{key} is not an absolute path");
+            ensure!(path.is_none_or(|path| path.is_absolute()), "{key} is not an absolute path");
         }
+        ensure!(
+            kubelet_bin_dir.is_some() == kubelet_config.is_some(),
+            "credentials.kubelet_bin_dir and credentials.kubelet_config need each other"
+        );
+        ensure!(
+            address.as_ref() != Some(socket),
+            "containerd.address is our own containerd.socket"
+        );
         Ok(config)
     }
 
@@ -204,7 +239,7 @@ impl Config {
     /// How the registries of containerd's images are reached.
     pub(crate) fn access(&self) -> Access {
         let RegistryConfig { hosts_dir, docker_config } = self.registry.clone();
-        Access { hosts_dir, docker_config }
+        Access { hosts_dir, docker_config, kubelet: true }
     }
 
     pub(crate) fn eviction_grace(&self) -> Duration {
@@ -223,6 +258,11 @@ pub(crate) fn run(output: Output, command: &ConfigCommand) -> Result<()> {
         ConfigCommand::Check { file } => {
             let config = Config::read(file)?;
             let policies = crate::policies::read_strictly(&config.containerd.policies)?.len();
+            if let Some(path) = &config.credentials.kubelet_config {
+                let shown = path.display();
+                let text = fs::read_to_string(path).with_context(|| format!("reading {shown}"))?;
+                PluginConfig::parse(&text).with_context(|| format!("{shown} cannot be used"))?;
+            }
             let report = serde_json::json!({ "file": file, "policies": policies });
             output.result(&report, |_| format!("{}: fine; {policies} policies", file.display()))
         }
@@ -319,6 +359,13 @@ mod tests {
         check("[cache]\neviction_grace_seconds = -1", "eviction_grace_seconds");
         check("[containerd]\nsocket = 'hermes.sock'", "containerd.socket is not an absolute path");
         check("[containerd]\npolicies = 'policies'", "containerd.policies");
+        check("[containerd]\naddress = 'containerd.sock'", "containerd.address");
+        check("[containerd]\naddress = '/run/hermes/containerd.sock'", "is our own");
+        check("[credentials]\nkubelet_config = '/a.yaml'", "need each other");
+        check(
+            "[credentials]\nkubelet_config = 'a'\nkubelet_bin_dir = '/'",
+            "kubelet_config is not",
+        );
     }
 
     #[test]

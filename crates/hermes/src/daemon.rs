@@ -1,6 +1,7 @@
 //! The process behind the mounts of one root folder.
 
 mod cache_requests;
+mod credentials;
 mod decisions;
 mod images;
 mod lazy;
@@ -33,9 +34,11 @@ use parking_lot::Mutex;
 use policy::{BackendChoice, Completion};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
+use snapshotter::ImageCalls;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 
+use self::credentials::NodeCredentials;
 use self::decisions::Decisions;
 use self::images::{ImageRecord, LoadedImage, merge, shape_of};
 use self::receive::Receiving;
@@ -61,6 +64,8 @@ struct Daemon {
     front_ends: FrontEnds,
     keeper: Mutex<Arc<keeper::Client>>,
     clients: Mutex<HashMap<Access, registry::Client>>,
+    /// For clients whose access says so.
+    credentials: Arc<NodeCredentials>,
     layers: Mutex<HashMap<Digest, Arc<Layer>>>,
     images: Mutex<HashMap<Digest, Arc<LoadedImage>>>,
     being_mounted: Mutex<Vec<Weak<BeingMounted>>>,
@@ -148,7 +153,10 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     let (front_ends, orphans) =
         FrontEnds::start(&root, Arc::clone(&holding)).context("starting")?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
-    let daemon = Arc::new(Daemon::new(&root, front_ends, keeper, &tuning, runtime.handle())?);
+    let from = config.as_ref().map(|config| config.credentials.clone()).unwrap_or_default();
+    let credentials = NodeCredentials::new(&from, Arc::clone(&holding));
+    let parts = (front_ends, keeper, credentials);
+    let daemon = Arc::new(Daemon::new(&root, parts, &tuning, runtime.handle())?);
     daemon.adopt_all(&holding)?;
     daemon.front_ends.listen(orphans)?;
     // The first mount should not have to wait for it.
@@ -226,7 +234,11 @@ fn for_containerd(
     match snapshotter::Snapshots::open(&daemon.root.join("snapshots"), Some(Arc::new(images))) {
         Ok(snapshots) => {
             let snapshots = Arc::new(snapshots);
-            Ok(Some(server::ForContainerd { snapshots, socket }))
+            let image_calls = config.containerd.address.map(|address| {
+                let _in_runtime = runtime.enter();
+                ImageCalls::new(address, Arc::clone(&daemon.credentials) as _)
+            });
+            Ok(Some(server::ForContainerd { snapshots, socket, image_calls }))
         }
         // Containers that run need this daemon more than new ones do.
         Err(err) if daemon.is_needed() => {
@@ -305,8 +317,7 @@ fn keep(root: &Path, options: &server::ServerOptions) -> Result<keeper::Client> 
 impl Daemon {
     fn new(
         root: &Path,
-        front_ends: FrontEnds,
-        keeper: Arc<keeper::Client>,
+        (front_ends, keeper, credentials): (FrontEnds, Arc<keeper::Client>, NodeCredentials),
         tuning: &DaemonTuning,
         runtime: &Handle,
     ) -> Result<Self> {
@@ -357,6 +368,7 @@ impl Daemon {
             front_ends,
             keeper: Mutex::new(keeper),
             clients: Mutex::default(),
+            credentials: Arc::new(credentials),
             layers: Mutex::default(),
             images: Mutex::default(),
             being_mounted: Mutex::default(),
@@ -712,7 +724,15 @@ impl Daemon {
 
     fn client(&self, access: &Access) -> registry::Client {
         let mut clients = self.clients.lock();
-        clients.entry(access.clone()).or_insert_with(|| crate::registries::client(access)).clone()
+        let make = || match access.kubelet {
+            true => {
+                let docker = crate::registries::docker(access);
+                let credentials = Arc::new(self.credentials.with(docker));
+                crate::registries::client_with(access, credentials)
+            }
+            false => crate::registries::client(access),
+        };
+        clients.entry(access.clone()).or_insert_with(make).clone()
     }
 
     /// Makes what is in memory durable, and says goodbye.

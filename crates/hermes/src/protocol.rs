@@ -17,6 +17,9 @@ pub(crate) struct Access {
     pub(crate) hosts_dir: PathBuf,
     /// Docker's config.json.
     pub(crate) docker_config: Option<PathBuf>,
+    /// Whether the credentials of this node's kubelet count as well.
+    #[serde(default)]
+    pub(crate) kubelet: bool,
 }
 
 /// A request to mount an image.

@@ -15,15 +15,26 @@ pub(crate) fn access(arguments: &RegistryArguments) -> Result<Access> {
         Some(path) => Some(std::path::absolute(path)?),
         None => home().map(|home| home.join(".docker/config.json")),
     };
-    Ok(Access { hosts_dir: std::path::absolute(&arguments.hosts_dir)?, docker_config })
+    Ok(Access {
+        hosts_dir: std::path::absolute(&arguments.hosts_dir)?,
+        docker_config,
+        kubelet: false,
+    })
 }
 
-/// A client for `access`.
+/// A client for `access`, with no credentials but those of Docker's configuration.
 pub(crate) fn client(access: &Access) -> Client {
-    let credentials: Arc<dyn CredentialSource> = match &access.docker_config {
-        Some(path) => Arc::new(DockerConfig::new(path.clone())),
-        None => Arc::new(Anonymous),
-    };
+    client_with(access, docker(access).unwrap_or_else(|| Arc::new(Anonymous)))
+}
+
+/// The credentials of Docker's configuration, if `access` names one.
+pub(crate) fn docker(access: &Access) -> Option<Arc<dyn CredentialSource>> {
+    let path = access.docker_config.clone()?;
+    Some(Arc::new(DockerConfig::new(path)))
+}
+
+/// A client for `access` with these credentials.
+pub(crate) fn client_with(access: &Access, credentials: Arc<dyn CredentialSource>) -> Client {
     let hosts_dirs = vec![access.hosts_dir.clone()];
     Client::new(ClientOptions { hosts_dirs, credentials, ..ClientOptions::default() })
 }

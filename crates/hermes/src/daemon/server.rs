@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use keeper::SystemdStore;
 use mounts::Holding;
 use serde_json::Value;
-use snapshotter::Snapshots;
+use snapshotter::{ImageCalls, Snapshots};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -40,6 +40,8 @@ pub(super) struct ServerOptions {
 pub(super) struct ForContainerd {
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) socket: PathBuf,
+    /// If the kubelet is to be served as well.
+    pub(super) image_calls: Option<ImageCalls>,
 }
 
 /// Serves until SIGTERM or SIGINT; calls `ready` when clients can connect.
@@ -112,15 +114,16 @@ struct Containerd {
 impl Containerd {
     fn serve(what: Option<ForContainerd>, holding: &Holding) -> Result<Self> {
         let (mut server, stop) = (JoinSet::new(), Arc::new(Notify::new()));
-        let Some(ForContainerd { snapshots, socket }) = what else {
+        let Some(ForContainerd { snapshots, socket, image_calls }) = what else {
             return Ok(Self { server, socket: None, stop });
         };
         let listener = listen_for_good(&socket, holding)
             .with_context(|| format!("listening at {}", socket.display()))?;
-        tracing::info!(socket = %socket.display(), "containerd is served");
+        let kubelet = image_calls.is_some();
+        tracing::info!(socket = %socket.display(), kubelet, "containerd is served");
         let stopped = Arc::clone(&stop);
         server.spawn(async move {
-            snapshotter::serve(listener, snapshots, None, stopped.notified()).await?;
+            snapshotter::serve(listener, snapshots, image_calls, stopped.notified()).await?;
             Ok(())
         });
         Ok(Self { server, socket: Some(socket), stop })

@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "shared parts of tests, which fail by panicking")]
 
+mod credentials;
 mod faults;
 mod load;
 mod seeing;
