@@ -25,6 +25,7 @@ const PEERS_RECIPE: &[&str] = &[
     include_str!("../peers/cri/main.go"),
     include_str!("../peers/suite/go.mod"),
     include_str!("../peers/suite/go.sum"),
+    include_str!("../peers/suite/calls_test.go"),
     include_str!("../peers/suite/suite_test.go"),
 ];
 
