@@ -16,6 +16,9 @@ pub(crate) struct Arguments {
     pub(crate) command: Command,
 }
 
+/// The root folder of a node's daemon.
+pub(crate) const USUAL_ROOT: &str = "/var/lib/hermes";
+
 /// What every command understands.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct GlobalArguments {
@@ -25,7 +28,7 @@ pub(crate) struct GlobalArguments {
         global = true,
         value_name = "DIR",
         env = "HERMES_ROOT",
-        default_value = "/var/lib/hermes"
+        default_value = USUAL_ROOT
     )]
     pub(crate) root: PathBuf,
     /// How results are printed
@@ -93,6 +96,9 @@ pub(crate) enum Command {
     /// Show and check the configuration of a node's daemon
     #[command(subcommand)]
     Config(ConfigCommand),
+    /// Set this machine up as a node: service, configuration, containerd; and the way back
+    #[command(subcommand)]
+    Node(NodeCommand),
     /// Serve the mounts of the root folder; started by `mount` when none runs
     Daemon(DaemonArguments),
     /// Hold the kernel's descriptors while the daemon is away; started by the daemon
@@ -290,6 +296,66 @@ pub(crate) enum ConfigCommand {
         #[arg(default_value = crate::config::USUAL_PLACE)]
         file: PathBuf,
     },
+}
+
+/// Commands on this machine as a node of containerd.
+#[derive(Debug, Subcommand)]
+pub(crate) enum NodeCommand {
+    /// Write the configuration, the service and containerd's part, and start the service; again changes nothing
+    Install(InstallArguments),
+    /// Say what keeps images from being lazy on this machine, and what to do
+    Check(NodeArguments),
+    /// Take back what `install` has made and changed
+    Uninstall(UninstallArguments),
+}
+
+/// Where containerd is.
+#[derive(Debug, Args)]
+pub(crate) struct NodeArguments {
+    /// containerd's configuration [default: that of the running one, else /etc/containerd/config.toml]
+    #[arg(long, value_name = "FILE")]
+    pub(crate) containerd_config: Option<PathBuf>,
+    /// containerd's socket
+    #[arg(long, value_name = "FILE", default_value = "/run/containerd/containerd.sock")]
+    pub(crate) containerd_socket: PathBuf,
+}
+
+/// Whether containerd learns of it at once.
+#[derive(Debug, Args)]
+pub(crate) struct RestartArguments {
+    /// Restart containerd if its configuration has changed; containers go on running
+    #[arg(long)]
+    pub(crate) restart_containerd: bool,
+}
+
+/// Arguments of `hermes node install`.
+#[derive(Debug, Args)]
+pub(crate) struct InstallArguments {
+    #[command(flatten)]
+    pub(crate) node: NodeArguments,
+    #[command(flatten)]
+    pub(crate) restart: RestartArguments,
+    /// Neither enable nor start the service
+    #[arg(long)]
+    pub(crate) no_start: bool,
+    /// Change nothing; say what would be changed
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+/// Arguments of `hermes node uninstall`.
+#[derive(Debug, Args)]
+pub(crate) struct UninstallArguments {
+    #[command(flatten)]
+    pub(crate) node: NodeArguments,
+    #[command(flatten)]
+    pub(crate) restart: RestartArguments,
+    /// Go on although containers use images of Hermes: what they have not read yet they cannot read any more
+    #[arg(long)]
+    pub(crate) force: bool,
+    /// Remove the root folder as well: cache, indexes, snapshots
+    #[arg(long)]
+    pub(crate) purge: bool,
 }
 
 /// What the daemon can be told.

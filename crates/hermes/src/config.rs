@@ -270,7 +270,7 @@ pub(crate) fn run(output: Output, command: &ConfigCommand) -> Result<()> {
 }
 
 /// A file with every key, made of the types above.
-fn show_default() -> Result<String> {
+pub(crate) fn show_default() -> Result<String> {
     let mut settings = schemars::generate::SchemaSettings::draft2020_12();
     settings.inline_subschemas = true;
     let schema = settings.into_generator().into_root_schema_for::<Config>();

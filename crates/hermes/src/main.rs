@@ -10,6 +10,7 @@ mod demo;
 mod failure;
 mod index_commands;
 mod mount_commands;
+mod node_commands;
 mod output;
 mod policies;
 
@@ -60,6 +61,7 @@ fn run_command(common: &GlobalArguments, command: Command) -> Result<ExitCode> {
         Command::Index(command) => index_commands::run(common, output, &command)?,
         Command::Cache(command) => cache_commands::run(common, output, &command)?,
         Command::Config(command) => config::run(output, &command)?,
+        Command::Node(command) => return node_commands::run(common, output, &command),
         Command::Daemon(arguments) => daemon::run(common, &arguments)?,
         Command::Keeper(arguments) => keep(common, &arguments)?,
         Command::ContainerInit { rootfs, program } => return run::init(&rootfs, &program),

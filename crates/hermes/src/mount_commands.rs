@@ -104,6 +104,7 @@ fn no_daemon(root: &Path) -> StatusReport {
         room: None,
         policies: None,
         policy_trouble: Vec::new(),
+        unavailable: Vec::new(),
         decisions: BTreeMap::new(),
         bytes_fetched: 0,
         requests: 0,

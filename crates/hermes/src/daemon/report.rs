@@ -34,6 +34,9 @@ pub(crate) struct StatusReport {
     pub(crate) policies: Option<usize>,
     /// Why some of the policies' folder is not in force.
     pub(crate) policy_trouble: Vec<String>,
+    /// The back ends that do not work here, and why.
+    #[serde(default)]
+    pub(crate) unavailable: Vec<(Backend, String)>,
     /// How often each reason has decided of an image that containerd pulled, since the daemon started.
     pub(crate) decisions: BTreeMap<Reason, u64>,
     pub(crate) bytes_fetched: u64,
@@ -192,6 +195,7 @@ impl Daemon {
             room: self.room_trouble(),
             policies: self.policies.get().map(|policies| policies.current().len()),
             policy_trouble: self.policies.get().map_or_else(Vec::new, |all| all.trouble()),
+            unavailable: self.unavailable(),
             decisions: self.decisions.lock().counts().clone(),
             bytes_fetched: figures.bytes_fetched,
             requests: figures.requests,
@@ -282,8 +286,6 @@ impl Daemon {
             let file = file_at(image, layer, read.range.start);
             Some(SlowReport { seconds: seconds(read.waited), file, pid: read.pid })
         });
-        let probe = self.front_ends.probe();
-        let why_not = |backend: Backend| Some((backend, probe.why_not(backend)?.to_owned()));
         ExplainReport {
             decision: self.decisions.lock().of(&image.record.name).cloned(),
             mount: Some(of_mount(mounted, Some(image))),
@@ -291,8 +293,15 @@ impl Daemon {
             layers: layers.collect(),
             room: self.room_trouble(),
             slowest_reads: slowest.take(FILES_SHOWN).collect(),
-            unavailable: Backend::ALL.into_iter().filter_map(why_not).collect(),
+            unavailable: self.unavailable(),
         }
+    }
+
+    /// The back ends that do not work here, and why.
+    fn unavailable(&self) -> Vec<(Backend, String)> {
+        let probe = self.front_ends.probe();
+        let why_not = |backend: Backend| Some((backend, probe.why_not(backend)?.to_owned()));
+        Backend::ALL.into_iter().filter_map(why_not).collect()
     }
 }
 

@@ -5,6 +5,7 @@
 mod credentials;
 mod faults;
 mod load;
+mod node;
 mod seeing;
 
 use std::os::unix::net::UnixStream;

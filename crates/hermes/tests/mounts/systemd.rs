@@ -44,7 +44,8 @@ impl Systemd {
         std::fs::create_dir_all(&units).unwrap();
         let (hermes, root) = (env!("CARGO_BIN_EXE_hermes"), setup.path("root"));
         let command = format!("ExecStart={hermes} --log info --root {} daemon", root.display());
-        let unit = unit.replace("ExecStart=/usr/local/bin/hermes daemon", &command);
+        let documented = "ExecStart=/usr/local/bin/hermes daemon --config /etc/hermes/config.toml";
+        let unit = unit.replace(documented, &command);
         assert!(unit.contains(&command), "the documented unit starts something else");
         std::fs::write(units.join("hermes.service"), unit).unwrap();
         let manager = Command::new("sh")

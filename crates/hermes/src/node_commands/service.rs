@@ -1,0 +1,75 @@
+//! The service of systemd, where systemd runs.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, ensure};
+
+use super::containerd::output;
+
+/// The service of the documentation.
+const UNIT: &str = include_str!("../../../../docs/hermes.service");
+/// What it starts there.
+const DOCUMENTED: &str = "/usr/local/bin/hermes daemon --config /etc/hermes/config.toml";
+/// The name of the service.
+pub(super) const NAME: &str = "hermes.service";
+/// Where packages put it.
+const PACKAGED: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
+
+/// Whether systemd runs this machine: `sd_booted(3)`.
+pub(super) fn is_there() -> bool {
+    Path::new("/run/systemd/system").is_dir()
+}
+
+/// Where the administrator's units are.
+pub(super) fn place() -> PathBuf {
+    Path::new("/etc/systemd/system").join(NAME)
+}
+
+/// The unit for this program and this root folder.
+pub(super) fn unit(root: &Path) -> Result<String> {
+    let program = std::env::current_exe().context("finding this program")?;
+    let mut command = program.display().to_string();
+    if root != Path::new(crate::args::USUAL_ROOT) {
+        command = format!("{command} --root {}", root.display());
+    }
+    let is_plain = |c: char| !c.is_whitespace() && !"\"'\\%$".contains(c);
+    let n_spaces = command.matches(' ').count();
+    ensure!(
+        command.chars().filter(|c| !is_plain(*c)).count() == n_spaces && n_spaces <= 2,
+        "a unit of systemd cannot start `{command}`: use paths of letters, digits and `/._-` only"
+    );
+    Ok(UNIT
+        .replace(DOCUMENTED, &format!("{command} daemon --config {}", crate::config::USUAL_PLACE)))
+}
+
+/// Whether a package has brought this unit.
+pub(super) fn is_packaged(unit: &str) -> bool {
+    let texts = PACKAGED.iter().map(|folder| std::fs::read_to_string(Path::new(folder).join(NAME)));
+    texts.flatten().any(|text| text == unit)
+}
+
+/// Has systemd do something, and returns what it says.
+pub(super) fn control(arguments: &[&str]) -> Result<String> {
+    output(Command::new("systemctl").args(arguments))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_documented_unit_starts_this_program() {
+        assert!(UNIT.contains(&format!("ExecStart={DOCUMENTED}\n")));
+        let line = |root: &str| {
+            let unit = unit(Path::new(root)).unwrap();
+            let line = unit.lines().find(|line| line.starts_with("ExecStart=")).unwrap();
+            line.replace(std::env::current_exe().unwrap().to_str().unwrap(), "PROGRAM")
+        };
+        let daemon = "daemon --config /etc/hermes/config.toml";
+        assert_eq!(line("/var/lib/hermes"), format!("ExecStart=PROGRAM {daemon}"));
+        assert_eq!(line("/srv/h"), format!("ExecStart=PROGRAM --root /srv/h {daemon}"));
+        unit(Path::new("/srv/a b")).unwrap_err();
+        unit(Path::new("/srv/100%")).unwrap_err();
+    }
+}
