@@ -3,6 +3,7 @@
 
 mod fuzz;
 mod leftovers;
+mod package;
 mod program;
 mod setup;
 mod suite;
@@ -17,6 +18,7 @@ cargo xtask setup                 install and build what tests need; nothing if 
 cargo xtask test                  set-up, then every check and test
 cargo xtask test --quick          without the slow ones
 cargo xtask test --only STEP      set-up and one step
+cargo xtask package               a static program and a Debian package; minutes, and not part of a test
 cargo xtask tidy                  the rules of the house that no compiler knows
 
 Steps, in this order: ";
@@ -36,6 +38,7 @@ fn main() -> ExitCode {
 fn run(args: &[&str]) -> Result<()> {
     match args {
         ["setup"] => setup::setup(),
+        ["package"] => package::package(),
         ["tidy"] => tidy::tidy(),
         ["test"] => suite::test(&suite::Selection::All),
         ["test", "--quick"] => suite::test(&suite::Selection::Quick),

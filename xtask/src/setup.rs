@@ -59,7 +59,7 @@ pub(crate) fn setup() -> Result<()> {
     let cache = Cache::locate();
     let _lock = cache.lock()?;
 
-    install_host_packages()?;
+    install_packages(HOST_PACKAGES)?;
     Cache::make(&cache.root(), make_root)?;
     Cache::make(&cache.peers(), |out| make_peers(&cache, out))?;
     println!("HERMES_TESTNODE_ROOT={}", cache.root().display());
@@ -92,9 +92,10 @@ fn load_module(name: &str) -> bool {
     Command::new("modprobe").arg(name).status().is_ok_and(|status| status.success())
 }
 
-fn install_host_packages() -> Result<()> {
+/// Installs those of these packages of Debian that are missing.
+pub(crate) fn install_packages(packages: &[&str]) -> Result<()> {
     let mut missing = Vec::new();
-    for package in HOST_PACKAGES {
+    for package in packages {
         let mut query = Command::new("dpkg-query");
         query.args(["--show", "--showformat=${db:Status-Status}", package]);
         let answer =
