@@ -4,7 +4,7 @@
 use anyhow::{Context, Result};
 use bench::report::{Better, Figure, Options, Report, Target};
 use clap::Parser;
-use testnode::{ContainerdVersion, Network, Node, NodeOptions, proxy_config};
+use testnode::{Cache, ContainerdVersion, Network, Node, NodeOptions, proxy_config};
 
 const SOCKET: &str = "/run/hermes/containerd.sock";
 const NAMES: [&str; 2] = ["overlayfs", "hermes"];
@@ -27,7 +27,8 @@ fn main() -> Result<()> {
     for (dir, _) in &binds {
         std::fs::create_dir_all(dir).context("making a folder")?;
     }
-    let binds = [&[hermes], &binds[..]].concat();
+    let peers = (Cache::locate().existing_peers()?, "/opt/peers".to_owned());
+    let binds = [&[hermes, peers], &binds[..]].concat();
     let node = Node::start_with(&NodeOptions { network: Network::Own, binds })?;
     node.write("/etc/hermes/config.toml", "")?;
     let mut daemon =

@@ -34,6 +34,8 @@ pub fn hermes_binary() -> Result<PathBuf> {
     let mut cargo = Command::new(env!("CARGO"));
     cargo.args(["build", "--quiet", "--release", "--package", "hermes", "--target-dir"]);
     cargo.arg(target).current_dir(project_root());
+    // Set by the cargo that runs this program, for this program; build scripts would run again.
+    cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
     let status = cargo.status().context("running cargo")?;
     if !status.success() {
         bail!("`cargo build --release -p hermes` failed: {status}");

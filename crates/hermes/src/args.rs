@@ -290,6 +290,14 @@ pub(crate) enum CacheCommand {
 pub(crate) enum ConfigCommand {
     /// Print a configuration file with every key, what it means, and its default
     Default,
+    /// Print a policy that makes images lazy, for a file in the policies' folder
+    Policy {
+        /// Images: `*` stands for anything without a slash, `**` for anything
+        glob: String,
+        /// The policy's name
+        #[arg(long, default_value = "lazy")]
+        name: String,
+    },
     /// Say what is wrong with a configuration file and the policies that it names
     Check {
         /// The file

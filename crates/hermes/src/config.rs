@@ -255,6 +255,7 @@ impl Config {
 pub(crate) fn run(output: Output, command: &ConfigCommand) -> Result<()> {
     match command {
         ConfigCommand::Default => output.bytes(show_default()?.as_bytes()),
+        ConfigCommand::Policy { glob, name } => output.bytes(show_policy(glob, name)?.as_bytes()),
         ConfigCommand::Check { file } => {
             let config = Config::read(file)?;
             let policies = crate::policies::read_strictly(&config.containerd.policies)?.len();
@@ -286,6 +287,20 @@ pub(crate) fn show_default() -> Result<String> {
             }
         }
     }
+    Ok(text)
+}
+
+/// A policy that selects the images of a glob, as somebody would write it.
+fn show_policy(glob: &str, name: &str) -> Result<String> {
+    let quoted = |text: &str| format!("'{}'", text.replace('\'', "''"));
+    let text = format!(
+        "apiVersion: {}\nkind: {}\nmetadata:\n  name: {}\nspec:\n  imageSelectors:\n  - glob: {}\n",
+        policy::API_VERSION,
+        policy::KIND,
+        quoted(name),
+        quoted(glob)
+    );
+    policy::PolicySet::new(&policy::parse(&text)?)?;
     Ok(text)
 }
 
@@ -337,6 +352,17 @@ mod tests {
             })
             .collect();
         assert!(Config::parse(&optional).unwrap().registry.docker_config.is_some());
+    }
+
+    #[test]
+    fn a_policy_that_is_shown_selects_what_was_given() {
+        for glob in ["reg.test/**", "it's/**", "*:1", "# no comment"] {
+            let text = show_policy(glob, "all").unwrap();
+            let policy = policy::parse(&text).unwrap().pop().unwrap();
+            assert_eq!(policy.spec.image_selectors, [policy::Selector::Glob(glob.to_owned())]);
+            assert_eq!(policy.metadata.name, "all");
+        }
+        show_policy("", "all").unwrap_err();
     }
 
     #[test]
