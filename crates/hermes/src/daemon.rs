@@ -561,16 +561,7 @@ impl Daemon {
         let origin = Origin::open(&name, &self.client(&request.access))?;
         progress("resolving", 0, 0);
         let platform = platform(request.platform.as_deref())?;
-        let resolving = async {
-            let mut resolving = std::pin::pin!(names::resolve(&self.root, &origin, &platform));
-            tokio::select! {
-                biased;
-                resolved = &mut resolving => resolved,
-                // While the registry thinks about the first question.
-                () = origin.warm_up() => resolving.await,
-            }
-        };
-        let names::Resolved { found, warning } = Box::pin(resolving).await?;
+        let names::Resolved { found, warning } = self.resolve(&origin, &platform).await?;
         let resolved = begin.elapsed();
         let _kept = self.keep(&found);
         let how = (&request.access, request.tuning);
@@ -593,6 +584,20 @@ impl Daemon {
         let warnings = warning.into_iter().chain(loaded.other_deadline(request.tuning)).collect();
         let mounted = mounts::Mounted { record, state: MountState::Served };
         Ok(MountReport { warnings, ..report::of_mount(&mounted, Some(&loaded)) })
+    }
+
+    /// Finds out what the name of `origin` means. Meanwhile connections are opened for what comes next.
+    async fn resolve(&self, origin: &Origin, platform: &Platform) -> Result<names::Resolved> {
+        let resolving = async {
+            let mut resolving = std::pin::pin!(names::resolve(&self.root, origin, platform));
+            tokio::select! {
+                biased;
+                resolved = &mut resolving => resolved,
+                // While the registry thinks about the first question.
+                () = origin.warm_up() => resolving.await,
+            }
+        };
+        Box::pin(resolving).await
     }
 
     /// What an image is, and what there is of its indexes.

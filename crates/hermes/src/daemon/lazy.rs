@@ -214,7 +214,7 @@ impl ContainerdImages {
     ) -> Result<(Origin, FoundManifest, Looked), Doubt> {
         let origin = Origin::open(name, &self.daemon.client(&self.access));
         let origin = origin.map_err(|err| Doubt::of(&err.into()))?;
-        let resolved = super::names::resolve(&self.daemon.root, &origin, &self.platform).await;
+        let resolved = self.daemon.resolve(&origin, &self.platform).await;
         let found = resolved.map_err(|err| Doubt::of(&err))?.found;
         let scope = match mode {
             Mode::Lazy => Scope::Everywhere,
@@ -398,7 +398,7 @@ impl Daemon {
         let name = request.image.parse()?;
         let origin = Origin::open(&name, &self.client(&request.access))?;
         let platform = Platform::host();
-        let found = super::names::resolve(&self.root, &origin, &platform).await?.found;
+        let found = self.resolve(&origin, &platform).await?.found;
         let _kept = self.keep(&found);
         let how = (&request.access, request.tuning);
         let prepared = self.prepare(&origin, (found, &platform), how, None, progress);

@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use toml::{Table, Value};
 
 use super::containerd::Containerd;
@@ -27,11 +27,7 @@ pub(super) fn run(
     arguments: &InstallArguments,
 ) -> Result<()> {
     let root = std::path::absolute(&common.root)?;
-    let restarts = arguments.restart.restart_containerd;
-    ensure!(
-        !restarts || service::is_there(),
-        "--restart-containerd needs systemd, which does not run here: restart containerd yourself"
-    );
+    let restarts = service::may_restart_containerd(&arguments.restart)?;
     let containerd = Containerd::find(&arguments.node)?;
     let mut steps = Steps::new(output, arguments.dry_run);
     steps.note(format!(

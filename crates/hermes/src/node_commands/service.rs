@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 
 use super::containerd::output;
+use crate::args::RestartArguments;
 
 /// The service of the documentation.
 const UNIT: &str = include_str!("../../../../docs/hermes.service");
@@ -19,6 +20,15 @@ const PACKAGED: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
 /// Whether systemd runs this machine: `sd_booted(3)`.
 pub(super) fn is_there() -> bool {
     Path::new("/run/systemd/system").is_dir()
+}
+
+/// Whether containerd is to be restarted.
+pub(super) fn may_restart_containerd(arguments: &RestartArguments) -> Result<bool> {
+    ensure!(
+        !arguments.restart_containerd || is_there(),
+        "--restart-containerd needs systemd, which does not run here: restart containerd yourself"
+    );
+    Ok(arguments.restart_containerd)
 }
 
 /// Where the administrator's units are.

@@ -4,7 +4,7 @@ use std::fs;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 
-use anyhow::{Context, Result, bail, ensure};
+use anyhow::{Context, Result, bail};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
@@ -29,11 +29,7 @@ pub(super) fn run(
     arguments: &UninstallArguments,
 ) -> Result<()> {
     let root = std::path::absolute(&common.root)?;
-    let restarts = arguments.restart.restart_containerd;
-    ensure!(
-        !restarts || service::is_there(),
-        "--restart-containerd needs systemd, which does not run here: restart containerd yourself"
-    );
+    let restarts = service::may_restart_containerd(&arguments.restart)?;
     let Some(record) = Record::read(&root)? else {
         bail!(
             "{} says of nothing that was installed here, so nothing is taken back",
