@@ -110,6 +110,20 @@ fn opaque_hides_all_lower_children_in_any_order() {
     check(&[&lower, &[file(".wh..wh..opq", 0)]], &[]);
 }
 
+/// As in the upper folder of overlayfs, where the marks of a removed directory go with it.
+#[test]
+fn a_directory_that_its_own_layer_replaces_hides_nothing() {
+    let lower = [directory("a", 0o700), file("a/x", 1), file("a/y", 1)];
+    let expected = ["/a/ 711", "/a/x 0:1", "/a/y 0:1"];
+    for mark in ["a/.wh..wh..opq", "a/.wh.x"] {
+        let marked = [directory("a", 0o755), file(mark, 0)];
+        check(
+            &[&lower, &[&marked[..], &[file("a", 2), directory("a", 0o711)]].concat()],
+            &expected,
+        );
+    }
+}
+
 #[test]
 fn other_names_of_aufs_mean_nothing() {
     let entries =

@@ -63,6 +63,9 @@ fn unpack(entries: &[TocEntry], lower: &Files) -> Option<Unpacked> {
         let there = layer.files.get(&path);
         if !(is_directory && there.is_some_and(|there| there.is_directory)) {
             remove(&mut layer.files, &path);
+            // What the directory said went with it, as its marks do in overlayfs' upper folder.
+            layer.opaque.retain(|opaque| !opaque.starts_with(&path));
+            layer.hidden.retain(|hidden| hidden.len() <= path.len() || !hidden.starts_with(&path));
         }
         layer
             .implicit
