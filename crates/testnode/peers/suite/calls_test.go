@@ -27,7 +27,7 @@ func BenchmarkCalls(b *testing.B) {
 		b.Fatal(err)
 	}
 	defer conn.Close()
-	ctx := namespaces.WithNamespace(context.Background(), fmt.Sprintf("calls-%d", b.N))
+	ctx := namespaces.WithNamespace(context.Background(), fmt.Sprintf("calls-%d-%d", os.Getpid(), b.N))
 	// containerd's garbage collector would take them.
 	keep := snapshots.WithLabels(map[string]string{"containerd.io/gc.root": "benchmark"})
 	names := strings.Split(os.Getenv("SNAPSHOTTERS"), ",")
