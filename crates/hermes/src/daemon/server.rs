@@ -228,7 +228,7 @@ async fn watch_keeper(
             if !keeper.wait_closed(Some(KEEPER_PATIENCE))? || ending.load(Ordering::Acquire) {
                 return Ok(false);
             }
-            let another = Arc::new(super::keep(&daemon.root, &options)?);
+            let another = Arc::new(super::start::keep(&daemon.root, &options)?);
             holding.move_to(Arc::clone(&another))?;
             *daemon.keeper.lock() = another;
             Ok(true)
