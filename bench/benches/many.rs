@@ -1,12 +1,12 @@
 //! A daemon with many images mounted: its memory, what it computes while nothing happens, and how soon they
 //! are back after its death.
 
-use std::fs;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use bench::hermes::{BACKENDS, Hermes};
+use bench::process::{cpu_seconds, mib};
 use bench::report::{Better, Figure, Options, Report, Target};
 use clap::Parser;
 use rustix::process::{Pid, Signal, kill_process};
@@ -84,10 +84,11 @@ fn run(hermes: &Hermes, backend: &str, images: &[String]) -> Result<Run> {
         hermes.run(&["mount", "--backend", backend, "--completion", "never", image, dir])?;
     }
     let daemon = hermes.daemon()?.context("the daemon is gone")?;
-    let before = cpu_seconds(daemon)?;
+    let proc = PathBuf::from(format!("/proc/{daemon}"));
+    let before = cpu_seconds(&proc)?;
     std::thread::park_timeout(IDLE);
-    let idle = (cpu_seconds(daemon)? - before) / IDLE.as_secs_f64();
-    let memory = resident_mib(daemon)?;
+    let idle = (cpu_seconds(&proc)? - before) / IDLE.as_secs_f64();
+    let memory = mib(&proc, "VmRSS")?;
     let pid = Pid::from_raw(daemon).context("a process without a number")?;
     let begin = Instant::now();
     kill_process(pid, Signal::KILL)?;
@@ -101,24 +102,3 @@ fn run(hermes: &Hermes, backend: &str, images: &[String]) -> Result<Run> {
     hermes.run(&["cache", "prune"])?;
     Ok(Run { memory, idle, back })
 }
-
-fn stat_of(pid: i32, file: &str) -> Result<String> {
-    let path = PathBuf::from(format!("/proc/{pid}/{file}"));
-    fs::read_to_string(&path).with_context(|| format!("reading {}", path.display()))
-}
-
-fn resident_mib(pid: i32) -> Result<f64> {
-    let status = stat_of(pid, "status")?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).context("no VmRSS")?;
-    Ok(line.trim().trim_end_matches(" kB").parse::<f64>()? / 1024.0)
-}
-
-/// proc_pid_stat(5): after the name, which may hold anything, fields 14 and 15 are ticks.
-fn cpu_seconds(pid: i32) -> Result<f64> {
-    let stat = stat_of(pid, "stat")?;
-    let (_, fields) = stat.rsplit_once(')').context("reading the state of a process")?;
-    let fields = fields.split_whitespace().skip(11).take(2);
-    Ok(fields.map(str::parse::<f64>).sum::<Result<f64, _>>()? / TICKS_PER_SECOND)
-}
-
-const TICKS_PER_SECOND: f64 = 100.0;

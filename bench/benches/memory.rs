@@ -9,11 +9,11 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use bench::hermes::{BACKENDS, Hermes};
 use bench::layers::{Layers, Subject};
+use bench::process::mib;
 use bench::report::{Better, Figure, Options, Report, Target};
 use clap::Parser;
 use testkit::registry::Registry;
 
-const MIB: f64 = 1_048_576.0;
 const MOST_MIB: f64 = 100.0;
 
 fn main() -> Result<()> {
@@ -71,13 +71,9 @@ fn complete(hermes: &Hermes, backend: &str, image: &str) -> Result<Run> {
     })?;
     let seconds = begin.elapsed().as_secs_f64();
     let daemon = hermes.daemon()?.context("the daemon is gone")?;
-    let status = fs::read_to_string(format!("/proc/{daemon}/status"))?;
-    let mib = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name));
-        let kib = line.and_then(|line| line.trim().trim_end_matches(" kB").parse::<f64>().ok());
-        kib.map(|kib| kib * 1024.0 / MIB).with_context(|| format!("no {name}"))
-    };
-    let run = Run { peak: mib("VmHWM:")?, anonymous: mib("RssAnon:")?, seconds, reads };
+    let proc = PathBuf::from(format!("/proc/{daemon}"));
+    let (peak, anonymous) = (mib(&proc, "VmHWM")?, mib(&proc, "RssAnon")?);
+    let run = Run { peak, anonymous, seconds, reads };
     hermes.forget(backend)?;
     // The next run begins with a daemon that has not grown yet.
     hermes.stop()?;

@@ -2,6 +2,7 @@
 
 pub mod hermes;
 pub mod layers;
+pub mod process;
 pub mod report;
 
 use std::path::{Path, PathBuf};

@@ -172,7 +172,9 @@ impl RunningNode<'_> {
 
     fn hermes_figures(&self, began_at: SystemTime) -> Result<HermesFigures> {
         let status = self.ask_hermes(&["status"])?;
-        let daemon_cpu_seconds = self.cpu_seconds(&status["daemon"]["pid"])?;
+        let daemon_cpu_seconds = bench::process::cpu_seconds(
+            &self.near.path(&format!("/proc/{}", status["daemon"]["pid"])),
+        )?;
         let dir = status["mounts"][0]["dir"].as_str().unwrap_or_default().to_owned();
         let explain = self.ask_hermes(&["explain", &dir])?;
         let n_layers = explain["layers"].as_array().map_or(0, Vec::len);
@@ -191,18 +193,6 @@ impl RunningNode<'_> {
             status,
             explain,
         })
-    }
-
-    /// The time that a process of the node has had on processors.
-    fn cpu_seconds(&self, pid: &Value) -> Result<f64> {
-        let file = self.near.path(&format!("/proc/{pid}/stat"));
-        let stat = std::fs::read_to_string(&file)
-            .with_context(|| format!("reading {}", file.display()))?;
-        // proc_pid_stat(5): after the name, which may hold anything, fields 14 and 15 are ticks.
-        let (_, fields) = stat.rsplit_once(')').context("reading the state of a process")?;
-        let fields = fields.split_whitespace().skip(11).take(2);
-        let ticks: f64 = fields.map(str::parse::<f64>).sum::<Result<f64, _>>()?;
-        Ok(ticks / TICKS_PER_SECOND)
     }
 
     /// When each layer was sealed: each then has a file of that name in its folder of the cache.
@@ -279,6 +269,4 @@ fn load_average() -> Result<f64> {
     load.split(' ').next().unwrap_or_default().parse().context("reading the load")
 }
 
-/// What `/proc` counts processor time in, on every machine that Linux runs on (`USER_HZ`).
-const TICKS_PER_SECOND: f64 = 100.0;
 const COMMAND_LOG: &str = "/srv/command.log";

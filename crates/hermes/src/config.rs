@@ -154,6 +154,12 @@ impl Quota {
     }
 }
 
+/// How large the file system of a folder is, in bytes.
+pub(crate) fn size_of_disk(folder: &Path) -> std::io::Result<u64> {
+    let disk = rustix::fs::statvfs(folder)?;
+    Ok(disk.f_blocks * disk.f_frsize)
+}
+
 impl TryFrom<String> for Quota {
     type Error = String;
 

@@ -257,14 +257,17 @@ impl Daemon {
         let record = ImageRecord::load(&self.root, manifest)?;
         let image = record.image()?;
         let origin = Origin::open(&record.image_name()?, &self.client(&record.access))?;
-        let mut indexes = Vec::new();
-        for layer in &image.layers {
-            let stored = self.indexes.load(&layer.digest)?;
-            indexes.push(
-                stored.with_context(|| format!("the index of layer {} is gone", layer.digest))?,
-            );
-        }
+        let indexes = self.indexes_of(&image)?;
         self.assemble(record, &image, &origin, (indexes, Vec::new()), Some(holding))
+    }
+
+    /// The indexes of an image's layers, all of which were in the store.
+    fn indexes_of(&self, image: &Image) -> Result<Vec<StoredIndex>> {
+        let load = |layer: &ImageLayer| {
+            let stored = self.indexes.load(&layer.digest)?;
+            stored.with_context(|| format!("the index of layer {} is gone", layer.digest))
+        };
+        image.layers.iter().map(load).collect()
     }
 
     /// Puts an image's layers into the engine.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::fs::{self, File};
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -19,6 +20,8 @@ pub(crate) struct Policies {
     folder: PathBuf,
     current: RwLock<Arc<PolicySet>>,
     files: Mutex<Files>,
+    /// Tells of changes, if the folder can be watched.
+    changes: io::Result<OwnedFd>,
 }
 
 /// What the files said when they could last be used.
@@ -36,8 +39,13 @@ impl Policies {
         if let Err(err) = fs::create_dir_all(folder) {
             tracing::warn!(folder = %folder.display(), error = %err, "the policies' folder cannot be made");
         }
-        let policies =
-            Self { folder: folder.to_owned(), current: RwLock::default(), files: Mutex::default() };
+        let policies = Self {
+            folder: folder.to_owned(),
+            current: RwLock::default(),
+            files: Mutex::default(),
+            // First: what changed before the watch is not told.
+            changes: watch(folder),
+        };
         policies.read_again();
         policies
     }
@@ -56,10 +64,14 @@ impl Policies {
     fn read_again(&self) {
         let mut files = self.files.lock();
         files.trouble.clear();
-        let found = list(&self.folder).unwrap_or_else(|err| {
-            files.trouble.push(crate::failure::in_full(&err));
-            Vec::new()
-        });
+        let found = match list(&self.folder) {
+            Ok(found) => found,
+            Err(err) => {
+                let error = crate::failure::in_full(&err);
+                tracing::error!(error, "policies cannot be read; what was before stays");
+                return files.trouble.push(error);
+            }
+        };
         let mut now = BTreeMap::new();
         for path in found {
             match read(&path) {
@@ -100,21 +112,26 @@ impl Policies {
         std::thread::Builder::new().name("policies".to_owned()).spawn(watch).map(drop)
     }
 
-    fn follow(&self) -> io::Result<Infallible> {
-        let inotify = inotify::init(inotify::CreateFlags::CLOEXEC)?;
-        let changes = inotify::WatchFlags::CLOSE_WRITE
-            | inotify::WatchFlags::CREATE
-            | inotify::WatchFlags::DELETE
-            | inotify::WatchFlags::MOVE;
-        inotify::add_watch(&inotify, &self.folder, changes)?;
+    fn follow(&self) -> Result<Infallible, String> {
+        let changes = self.changes.as_ref().map_err(ToString::to_string)?;
         let mut events = [0; 4096];
         loop {
-            // First: what changed before the watch is not told.
-            self.read_again();
             // Only that there is something matters.
-            retry_on_intr(|| rustix::io::read(&inotify, &mut events))?;
+            retry_on_intr(|| rustix::io::read(changes, &mut events))
+                .map_err(|err| err.to_string())?;
+            self.read_again();
         }
     }
+}
+
+fn watch(folder: &Path) -> io::Result<OwnedFd> {
+    let inotify = inotify::init(inotify::CreateFlags::CLOEXEC)?;
+    let changes = inotify::WatchFlags::CLOSE_WRITE
+        | inotify::WatchFlags::CREATE
+        | inotify::WatchFlags::DELETE
+        | inotify::WatchFlags::MOVE;
+    inotify::add_watch(&inotify, folder, changes)?;
+    Ok(inotify)
 }
 
 /// The policies of a folder, all of which can be used.
@@ -218,6 +235,13 @@ mod tests {
         check(&policies, "reg.test/a:1", Err(Reason::NoPolicy));
         assert_eq!(policies.trouble(), [""; 0]);
         assert_eq!(read_strictly(dir.path()).unwrap().len(), 1);
+
+        // The folder itself.
+        fs::rename(dir.path(), dir.path().with_extension("away")).unwrap();
+        policies.read_again();
+        check(&policies, "reg.test/other:1", Ok("b"));
+        assert!(policies.trouble()[0].contains("policies' folder"), "{:?}", policies.trouble());
+        fs::rename(dir.path().with_extension("away"), dir.path()).unwrap();
     }
 
     #[test]

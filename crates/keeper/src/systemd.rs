@@ -13,14 +13,12 @@
 
 use std::ffi::OsStr;
 use std::fs::File;
-use std::io::{self, IoSlice, Write as _};
+use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::FileExt;
 
 use parking_lot::Mutex;
-use rustix::fs::MemfdFlags;
 use rustix::net::{
     AddressFamily, SendAncillaryBuffer, SendAncillaryMessage, SendFlags, SocketAddrUnix,
     SocketFlags, SocketType,
@@ -117,7 +115,7 @@ impl SystemdStore {
         if note.is_empty() {
             return Ok(());
         }
-        let note_fd = memory_file(note)
+        let note_fd = sys::memory_file::make("hermes-note", note)
             .map_err(|source| SystemdError::Notify { step: "make a note for", source })?;
         self.store(&format!("{name}{NOTE_SUFFIX}"), note_fd.as_fd())
     }
@@ -188,38 +186,18 @@ fn is_valid(name: &str) -> bool {
         && !name.ends_with(NOTE_SUFFIX)
 }
 
-fn memory_file(bytes: &[u8]) -> io::Result<File> {
-    let mut file = File::from(rustix::fs::memfd_create("hermes-note", MemfdFlags::CLOEXEC)?);
-    file.write_all(bytes)?;
-    Ok(file)
-}
-
 /// Joins descriptors and their notes. A note that cannot be read counts as empty.
 fn with_notes(inherited: Vec<(String, OwnedFd)>) -> Vec<Held> {
     let (notes, fds): (Vec<_>, Vec<_>) =
         inherited.into_iter().partition(|(name, _)| name.ends_with(NOTE_SUFFIX));
     let note_of = |name: &str| {
         let note = notes.iter().find(|(note, _)| note.strip_suffix(NOTE_SUFFIX) == Some(name))?;
-        read_all(&note.1).ok()
+        let file = File::from(note.1.try_clone().ok()?);
+        sys::memory_file::read(&file, MAX_NOTE_LEN).ok()
     };
     fds.into_iter()
         .map(|(name, fd)| Held { note: note_of(&name).unwrap_or_default(), name, fd })
         .collect()
-}
-
-/// From the start, wherever the file's position is.
-fn read_all(fd: &OwnedFd) -> io::Result<Vec<u8>> {
-    let file = File::from(fd.try_clone()?);
-    let mut note = vec![0; MAX_NOTE_LEN];
-    let mut len = 0;
-    while len < note.len() {
-        match file.read_at(&mut note[len..], len as u64)? {
-            0 => break,
-            n_read => len += n_read,
-        }
-    }
-    note.truncate(len);
-    Ok(note)
 }
 
 #[cfg(test)]

@@ -88,18 +88,4 @@ impl Reason {
     pub const fn is_lazy(self) -> bool {
         matches!(self, Self::Indexed | Self::Streamed)
     }
-
-    /// Whether it may be another one soon, though no policy changes.
-    #[must_use]
-    pub const fn may_pass(self) -> bool {
-        matches!(
-            self,
-            Self::NoIndex
-                | Self::BadIndex
-                | Self::RegistryUnavailable
-                | Self::RegistrySlow
-                | Self::Unauthorized
-                | Self::Local
-        )
-    }
 }

@@ -23,6 +23,13 @@ pub use kubelet_plugins::{
     PluginConfig,
 };
 
+/// Docker Hub has one name here, whatever a configuration calls it.
+fn one_hub(host: &str) -> &str {
+    if matches!(host, "index.docker.io" | "registry-1.docker.io") { DOCKER_HUB } else { host }
+}
+
+const DOCKER_HUB: &str = "docker.io";
+
 /// What a server accepts as proof of who is asking.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Credentials {

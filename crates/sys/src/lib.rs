@@ -10,6 +10,7 @@ pub mod inflate;
 pub mod journal;
 pub mod loop_device;
 pub mod memory;
+pub mod memory_file;
 pub mod mount;
 pub mod namespace;
 pub mod scheduling;

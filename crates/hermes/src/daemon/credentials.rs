@@ -5,9 +5,7 @@
 
 use std::fmt;
 use std::fs::File;
-use std::io::{self, Write as _};
 use std::os::fd::AsFd as _;
-use std::os::unix::fs::FileExt as _;
 use std::sync::Arc;
 
 use mounts::Holding;
@@ -16,7 +14,6 @@ use parking_lot::Mutex;
 use registry::{
     Chain, CredentialSource, Given, GivenCredentials, KubeletPlugins, PullAuth, Secret,
 };
-use rustix::fs::{MemfdFlags, SealFlags};
 use snapshotter::PullCredentials;
 
 use crate::config::CredentialsConfig;
@@ -43,7 +40,7 @@ impl NodeCredentials {
         let plugins = plugins.map(|(config, dir)| Arc::new(KubeletPlugins::new(config, dir)));
         let given = Arc::new(GivenCredentials::new());
         if let Some((_, held)) = holding.get(HELD) {
-            let read = read_all(&File::from(held));
+            let read = sys::memory_file::read(&File::from(held), MOST_HELD);
             let restored = read.map(|bytes| given.restore(&bytes));
             if !matches!(restored, Ok(Ok(()))) {
                 tracing::error!(
@@ -65,7 +62,7 @@ impl NodeCredentials {
     /// Has the keeper hold what there is now.
     fn hold(&self) {
         let _turn = self.turn.lock();
-        let held = memory_file(&self.given.expose())
+        let held = sys::memory_file::make("hermes-credentials", &self.given.expose())
             .and_then(|file| self.holding.put(HELD, &[], file.as_fd()));
         if let Err(error) = held {
             tracing::warn!(%error, "the credentials of pulls will not outlive the daemon");
@@ -108,37 +105,8 @@ fn understood(image: &str, auth: &snapshotter::PullAuth) -> Option<(Reference, G
     }
 }
 
-/// A file that is nowhere but in memory, and cannot be changed any more.
-fn memory_file(bytes: &[u8]) -> io::Result<File> {
-    let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
-    let mut file = File::from(rustix::fs::memfd_create("hermes-credentials", flags)?);
-    file.write_all(bytes)?;
-    let seals = SealFlags::SHRINK | SealFlags::GROW | SealFlags::WRITE | SealFlags::SEAL;
-    rustix::fs::fcntl_add_seals(&file, seals)?;
-    Ok(file)
-}
-
-/// From the start, wherever the position is that all descriptors of the file share.
-fn read_all(file: &File) -> io::Result<Vec<u8>> {
-    let len = usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?;
-    let mut bytes = vec![0; len];
-    file.read_exact_at(&mut bytes, 0)?;
-    Ok(bytes)
-}
-
 /// What they are held as.
 const HELD: &str = "credentials";
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_memory_file_holds_what_it_was_given_and_nothing_else() {
-        let mut file = memory_file(b"secret").unwrap();
-        assert_eq!(read_all(&file).unwrap(), b"secret");
-        file.write_all(b"more").unwrap_err();
-        file.write_all_at(b"other", 0).unwrap_err();
-        assert_eq!(read_all(&file).unwrap(), b"secret");
-    }
-}
+/// What is remembered of pulls is less.
+const MOST_HELD: usize = 64 << 20;

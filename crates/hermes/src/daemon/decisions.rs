@@ -42,8 +42,8 @@ impl DecisionReport {
 impl DecisionReport {
     /// Whether it is what the `next` one says, on another layer.
     fn is_of_the_pull_of(&self, next: &Self) -> bool {
-        let what = |it: &Self| (it.manifest.clone(), it.reason, it.policy.clone());
-        what(self) == what(next) && next.at.saturating_sub(self.at) < A_PULL
+        (&self.manifest, self.reason, &self.policy) == (&next.manifest, next.reason, &next.policy)
+            && next.at.saturating_sub(self.at) < A_PULL
     }
 
     /// Says it to the operator, if somebody wanted the image lazy.

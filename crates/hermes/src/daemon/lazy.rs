@@ -191,10 +191,21 @@ impl ContainerdImages {
         let ahead = (origin, manifest, looked);
         match (reason, self.eager) {
             (Reason::Indexed, _) => {
-                let prepare = self.prepare_ahead(ahead, selected.behaviour);
+                let name = name.to_string();
+                let tell = move |prepared| {
+                    if let Err(err) = prepared {
+                        let error = in_full(&err);
+                        tracing::warn!(
+                            image = name,
+                            error,
+                            "the image could not be got ready before it is mounted"
+                        );
+                    }
+                };
+                let prepare = self.prepare_ahead(ahead, selected.behaviour).map(tell);
                 let mut tasks = self.tasks.lock();
                 while tasks.try_join_next().is_some() {}
-                tasks.spawn_on(prepare.map(drop), &self.runtime);
+                tasks.spawn_on(prepare, &self.runtime);
                 Ok(Found { layers, diff_ids, index, reason })
             }
             (Reason::NoIndex | Reason::BadIndex | Reason::Eager, Eager::Stream) => {
@@ -251,18 +262,11 @@ impl ContainerdImages {
         let platform = self.platform.clone();
         let tuning = tuning_of(behaviour);
         async move {
-            let quietly = |_: &str, _: u64, _: u64| {};
             let (looked, how) = (Some(looked), (&access, tuning));
-            let prepared = daemon.prepare(&origin, (found, &platform), how, looked, &quietly);
-            let prepared = Box::pin(prepared).await;
-            match &prepared {
-                Ok(image) => daemon.prefetch_program(image, tuning, &[]),
-                Err(err) => {
-                    let error = in_full(err);
-                    tracing::warn!(image = %origin.name(), error, "the image could not be got ready before it is mounted");
-                }
-            }
-            prepared
+            let prepared = daemon.prepare(&origin, (found, &platform), how, looked, QUIETLY);
+            let image = Box::pin(prepared).await?;
+            daemon.prefetch_program(&image, tuning, &[]);
+            Ok(image)
         }
     }
 
@@ -285,9 +289,8 @@ impl ContainerdImages {
             tuning: tuning_of(behaviour),
             command: Vec::new(),
         };
-        let quietly = |_: &str, _: u64, _: u64| {};
         let part = (!layer.is_whole).then_some(layer);
-        self.runtime.block_on(self.daemon.mount_for_containerd(&request, part, &quietly))?;
+        self.runtime.block_on(self.daemon.mount_for_containerd(&request, part))?;
         let manifest = request.image.parse::<ImageName>()?.digest();
         self.ahead.lock().retain(|ahead| Some(ahead.image.manifest) != manifest);
         Ok(())
@@ -392,16 +395,15 @@ impl Daemon {
         &self,
         request: &MountRequest,
         part: Option<&LazyLayer>,
-        progress: super::Progress<'_>,
     ) -> Result<()> {
-        let Some(part) = part else { return self.mount(request, progress).await.map(drop) };
+        let Some(part) = part else { return self.mount(request, QUIETLY).await.map(drop) };
         let name = request.image.parse()?;
         let origin = Origin::open(&name, &self.client(&request.access))?;
         let platform = Platform::host();
         let found = self.resolve(&origin, &platform).await?.found;
         let _kept = self.keep(&found);
         let how = (&request.access, request.tuning);
-        let prepared = self.prepare(&origin, (found, &platform), how, None, progress);
+        let prepared = self.prepare(&origin, (found, &platform), how, None, QUIETLY);
         let whole = Box::pin(prepared).await?;
         let loaded = self.load_part(&origin, &whole.record, part)?;
         let to_mount = loaded.to_mount(&self.root);
@@ -430,11 +432,7 @@ impl Daemon {
         ensure!(chain_id(&record.config.rootfs.diff_ids) == Some(chain), "the image has changed");
         record.save(&self.root).context("writing down the image")?;
         let image = record.image()?;
-        let mut indexes = Vec::new();
-        for layer in &image.layers {
-            let stored = self.indexes.load(&layer.digest)?;
-            indexes.push(stored.with_context(|| format!("the index of {} is gone", layer.digest))?);
-        }
+        let indexes = self.indexes_of(&image)?;
         self.assemble(record, &image, origin, (indexes, Vec::new()), None)
     }
 }
@@ -444,6 +442,9 @@ fn chain_id(diff_ids: &[Digest]) -> Option<Digest> {
     let (first, rest) = diff_ids.split_first()?;
     Some(rest.iter().fold(*first, |chain, next| Digest::of(format!("{chain} {next}").as_bytes())))
 }
+
+/// Nobody watches.
+const QUIETLY: super::Progress<'static> = &|_, _, _| {};
 
 /// For so long an image stays what it was found to be, if that is not lazy.
 const ASK_AGAIN: Duration = Duration::from_secs(60);

@@ -17,7 +17,7 @@ use hyper::{Method, Request, Response, StatusCode, header};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use policy::Reason;
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
 use tokio::net::{TcpListener, TcpStream};
@@ -175,14 +175,9 @@ impl Page<'_> {
         help: &str,
         values: impl IntoIterator<Item = (&'l Labels, f64)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Gauge)?;
-        for (labels, value) in values {
-            match labels {
-                [] => metric.encode_gauge(&value)?,
-                labels => metric.encode_family(&labels)?.encode_gauge(&value)?,
-            }
-        }
-        Ok(())
+        self.family((name, help, MetricType::Gauge), values, |metric, value| {
+            metric.encode_gauge(&value)
+        })
     }
 
     fn counter<'l>(
@@ -191,14 +186,22 @@ impl Page<'_> {
         help: &str,
         values: impl IntoIterator<Item = (&'l Labels, u64)>,
     ) -> fmt::Result {
-        let mut metric = self.0.encode_descriptor(name, help, None, MetricType::Counter)?;
+        self.family((name, help, MetricType::Counter), values, |metric, value| {
+            metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)
+        })
+    }
+
+    fn family<'l, V>(
+        &mut self,
+        (name, help, kind): (&str, &str, MetricType),
+        values: impl IntoIterator<Item = (&'l Labels, V)>,
+        encode: impl Fn(&mut MetricEncoder<'_>, V) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut metric = self.0.encode_descriptor(name, help, None, kind)?;
         for (labels, value) in values {
             match labels {
-                [] => metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)?,
-                labels => {
-                    let mut metric = metric.encode_family(&labels)?;
-                    metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)?;
-                }
+                [] => encode(&mut metric, value)?,
+                labels => encode(&mut metric.encode_family(&labels)?, value)?,
             }
         }
         Ok(())

@@ -110,8 +110,8 @@ fn configured(tuning: &DaemonTuning, config: Option<&Config>, root: &Path) -> Re
     let mut tuning = tuning.clone();
     let Some(config) = config else { return Ok(tuning) };
     if tuning.quota.is_none() {
-        let disk = rustix::fs::statvfs(root).context("looking at the disk")?;
-        tuning.quota = Some(config.cache.quota.bytes(disk.f_blocks * disk.f_frsize));
+        let disk = crate::config::size_of_disk(root).context("looking at the disk")?;
+        tuning.quota = Some(config.cache.quota.bytes(disk));
     }
     tuning.eviction_grace.get_or_insert_with(|| config.eviction_grace());
     Ok(tuning)

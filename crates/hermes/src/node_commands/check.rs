@@ -18,7 +18,7 @@ use super::service;
 use super::settings::{Effective, NAME};
 use crate::args::{GlobalArguments, NodeArguments};
 use crate::client;
-use crate::config::{Config, USUAL_PLACE};
+use crate::config::{Config, USUAL_PLACE, size_of_disk};
 use crate::daemon::StatusReport;
 use crate::failure::in_full;
 use crate::output::{Output, bytes};
@@ -143,7 +143,7 @@ fn daemon(
         faults.push(Fault::new("daemon-missing", what, start));
         return Ok(());
     };
-    faults.extend(of_status(&status, size_of_disk(root)));
+    faults.extend(of_status(&status, size_of_disk(root).ok()));
     Ok(())
 }
 
@@ -219,11 +219,6 @@ fn running(socket: &Path, faults: &mut Vec<Fault>) {
             ));
         }
     }
-}
-
-fn size_of_disk(root: &Path) -> Option<u64> {
-    let disk = rustix::fs::statvfs(root).ok()?;
-    Some(disk.f_blocks * disk.f_frsize)
 }
 
 /// Numbers of `statfs(2)`.

@@ -3,14 +3,14 @@
 use std::io::{Read, Seek, SeekFrom, Write};
 use std::path::PathBuf;
 
-use serde_json::Value;
 use testnode::{
     Containerd, ContainerdVersion, NUMBERS_SHA256, Node, busybox_image, check_busybox_output,
     lazy_pull_config, proxy_config, wait_until,
 };
 
 use super::{
-    PATIENCE, Pulled, SOCKET, node, policy, pull, run, snapshots, start, until_containerd_is_served,
+    PATIENCE, Pulled, SOCKET, node, policy, pull, run, snapshots, start, status,
+    until_containerd_is_served,
 };
 
 /// Nothing but what is read is fetched, and who waits for it fails after a while.
@@ -20,10 +20,6 @@ fn fetch_late(node: &Node, deadline_seconds: u32) {
         policy("glob: '**/lazy:*'").replace("name: lazy", "name: late")
     );
     node.write("/etc/hermes/policies/late.yaml", only_what_is_read).unwrap();
-}
-
-fn status(node: &Node) -> Value {
-    serde_json::from_str(&node.run("hermes", &["--output", "json", "status"]).unwrap()).unwrap()
 }
 
 /// Reads what nobody has read before.

@@ -3,10 +3,9 @@
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use serde_json::Value;
 use testnode::{Containerd, ContainerdVersion, Node, lazy_pull_config, wait_until};
 
-use super::{PATIENCE, SOCKET, node, push_index, start_with};
+use super::{PATIENCE, SOCKET, node, push_index, start_with, status};
 
 const IMAGES: usize = 20;
 const CLIENTS: usize = 8;
@@ -72,9 +71,8 @@ fn containers_start_while_the_daemon_is_killed_again_and_again() {
     println!("{repeated} calls had to be repeated");
     // The last daemon may just be starting.
     let all_are_lazy = || {
-        let status = node.run("hermes", &["--output", "json", "status"])?;
-        let status: Value = serde_json::from_str(&status)?;
-        Ok(status["mounts"].as_array().is_some_and(|mounts| mounts.len() == IMAGES))
+        let mounts = &status(&node)["mounts"];
+        Ok(mounts.as_array().is_some_and(|mounts| mounts.len() == IMAGES))
     };
     wait_until("all images to be mounted", PATIENCE, all_are_lazy).unwrap();
 }
@@ -86,8 +84,7 @@ fn kill_again_and_again(node: &Node, ended: &AtomicUsize) {
         wait_until("containers to end", PATIENCE * 3, is_time).unwrap();
         let mut pid = None;
         let is_there = || {
-            let status = node.run("hermes", &["--output", "json", "status"])?;
-            pid = serde_json::from_str::<Value>(&status)?["daemon"]["pid"].as_u64();
+            pid = status(node)["daemon"]["pid"].as_u64();
             Ok(pid.is_some())
         };
         wait_until("a daemon", PATIENCE, is_there).unwrap();

@@ -77,6 +77,11 @@ fn pull(node: &Node, version: ContainerdVersion, name: &str, with_index: bool) -
     Pulled { containerd, image, _registry: registry }
 }
 
+/// What `hermes status` says.
+fn status(node: &Node) -> Value {
+    serde_json::from_str(&node.run("hermes", &["--output", "json", "status"]).unwrap()).unwrap()
+}
+
 fn push_index(node: &Node, image: &str) {
     for command in ["build", "push"] {
         let builder = ["--root", "/var/lib/hermes/builder", "index", command, image];
@@ -194,8 +199,8 @@ fn images_are_lazy(version: ContainerdVersion) {
     containerd.ctr(&["image", "rm", "--sync", &image]).unwrap();
     let list = snapshots(&containerd).unwrap();
     assert_eq!(list.lines().count(), 1, "{list}");
-    let mounted = || node.run("hermes", &["--output", "json", "status"]);
-    wait_until("mounts to go", PATIENCE, || Ok(mounted()?.contains("\"mounts\": []"))).unwrap();
+    let are_gone = || Ok(status(&node)["mounts"].as_array().is_some_and(Vec::is_empty));
+    wait_until("mounts to go", PATIENCE, are_gone).unwrap();
     let cached = || node.run("hermes", &["--output", "json", "cache", "ls"]);
     wait_until("layers to go", PATIENCE, || Ok(!cached()?.contains("sha256"))).unwrap();
 }
@@ -266,13 +271,10 @@ fn a_complete_image_starts_after_a_reboot_without_its_registry() {
     let daemon = start(&node);
     let Pulled { containerd, image, _registry } =
         pull(&node, ContainerdVersion::Newest, "lazy:1", true);
-    let status = || -> Value {
-        serde_json::from_str(&node.run("hermes", &["--output", "json", "status"]).unwrap()).unwrap()
-    };
-    let is_sealed = || Ok(status()["mounts"][0]["sealed"] == true);
+    let is_sealed = || Ok(status(&node)["mounts"][0]["sealed"] == true);
     wait_until("the image to be complete", PATIENCE, is_sealed).unwrap();
     // What a reboot takes: both processes, and the mounts.
-    let keeper = status()["keeper"]["pid"].to_string();
+    let keeper = status(&node)["keeper"]["pid"].to_string();
     daemon.kill().unwrap();
     node.run("kill", &["-KILL", &keeper]).unwrap();
     let unmount =
@@ -333,9 +335,7 @@ fn an_image_without_an_index_is_unpacked_and_the_log_says_why() {
     let explained = node.run("hermes", &["--output", "json", "explain", &image]).unwrap();
     let decision = &serde_json::from_str::<Value>(&explained).unwrap()["decision"];
     assert_eq!((&decision["reason"], &decision["policy"]), (&"no-index".into(), &"lazy".into()));
-    let status: Value =
-        serde_json::from_str(&node.run("hermes", &["--output", "json", "status"]).unwrap())
-            .unwrap();
+    let status = status(&node);
     assert_eq!((&status["decisions"]["no-index"], &status["policies"]), (&1.into(), &1.into()));
 }
 
@@ -353,9 +353,7 @@ fn an_image_is_streamed(name: &str, with_index: bool) {
     let explained = node.run("hermes", &["explain", &image]).unwrap();
     assert!(explained.contains(&format!("{image}: lazy, reason streamed")), "{explained}");
     check_busybox_output(&run(&containerd, &image, "one"));
-    let status: Value =
-        serde_json::from_str(&node.run("hermes", &["--output", "json", "status"]).unwrap())
-            .unwrap();
+    let status = status(&node);
     assert_eq!(status["mounts"][0]["sealed"], true, "{status}");
 }
 

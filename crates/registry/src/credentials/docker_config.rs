@@ -13,7 +13,10 @@ use serde::Deserialize;
 use tokio::io::AsyncReadExt as _;
 use tokio::process::Command;
 
-use super::{CredentialSource, Credentials, CredentialsError, HelperProblem, Wanted, program};
+use super::{
+    CredentialSource, Credentials, CredentialsError, DOCKER_HUB, HelperProblem, Wanted, one_hub,
+    program,
+};
 use crate::Secret;
 
 /// Credentials from a `config.json`, read anew each time they are needed.
@@ -241,8 +244,7 @@ fn match_len(key: &str, server: &str, repository: &str) -> Option<usize> {
     let (host, path) = key.split_once('/').unwrap_or((key, ""));
     let path = path.trim_end_matches('/');
     let path = if matches!(path, "v1" | "v2") { "" } else { path };
-    let host =
-        if matches!(host, "index.docker.io" | "registry-1.docker.io") { DOCKER_HUB } else { host };
+    let host = one_hub(host);
     let path_fits = path.is_empty()
         || repository
             .strip_prefix(path)
@@ -287,7 +289,6 @@ fn label_matches(pattern: &str, label: &str) -> bool {
     true
 }
 
-const DOCKER_HUB: &str = "docker.io";
 /// What Docker Hub is called in configurations, for historical reasons.
 const DOCKER_HUB_KEY: &str = "https://index.docker.io/v1/";
 const MAX_BYTES: u64 = 4 << 20;

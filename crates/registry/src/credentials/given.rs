@@ -10,7 +10,7 @@ use oci::Reference;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::{CredentialSource, Credentials, CredentialsError, Wanted};
+use super::{CredentialSource, Credentials, CredentialsError, Wanted, one_hub};
 use crate::Secret;
 
 /// What a kubelet sends with a pull: the `AuthConfig` of its container runtime interface.
@@ -283,10 +283,7 @@ fn host_of(address: &str) -> String {
     let rest = address.split_once("://").map_or(address, |(_, rest)| rest);
     let host = rest.split(['/', '?', '#']).next().unwrap_or_default();
     let host = host.rsplit_once('@').map_or(host, |(_, host)| host);
-    match host {
-        "index.docker.io" | "registry-1.docker.io" => "docker.io".to_owned(),
-        host => host.to_owned(),
-    }
+    one_hub(host).to_owned()
 }
 
 /// For one repository: those of several users.

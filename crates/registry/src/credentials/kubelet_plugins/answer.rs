@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Deserialize;
 
 use super::{go_duration, image_pattern};
+use crate::credentials::one_hub;
 use crate::{Credentials, Secret};
 
 /// The answer of a credential-provider plugin.
@@ -114,10 +115,7 @@ fn pattern_of(key: &str) -> String {
         path if path.starts_with("/v1/") || path.starts_with("/v2/") => &path[3..],
         path => path,
     };
-    match host {
-        "index.docker.io" | "registry-1.docker.io" => format!("docker.io{path}"),
-        host => format!("{host}{path}"),
-    }
+    format!("{}{path}", one_hub(host))
 }
 
 #[cfg(test)]
