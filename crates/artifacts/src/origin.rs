@@ -405,6 +405,16 @@ impl Origin {
         }
     }
 
+    /// Whether ranges of a blob, asked for at once, may come sooner than all of it: not of a file, and not of
+    /// a registry that is known to ignore them.
+    #[must_use]
+    pub fn gives_ranges(&self) -> bool {
+        match &self.place {
+            Place::Registry(repository) => repository.supports_ranges(),
+            Place::Local(_) => false,
+        }
+    }
+
     /// Opens connections to where the image lies, so that first reads of its layers need not.
     pub async fn warm_up(&self) {
         if let Place::Registry(repository) = &self.place {

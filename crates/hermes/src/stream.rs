@@ -1,11 +1,13 @@
 //! A layer read once, in order, wherever its image lies, and what is learnt from it on the way.
 
 use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use artifacts::{ImageLayer, IndexOrigin, IndexStore, Origin, StoreIndexError, StoredIndex};
 use bytes::Bytes;
+use futures_util::{StreamExt as _, TryStreamExt as _};
 use index::{BuildError, BuildOptions, LayerIndex, LayerIndexer};
 use oci::LayerCompression;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
@@ -70,6 +72,67 @@ pub(crate) async fn send(
         }
     }
     Ok(())
+}
+
+/// As [`send`] of a whole layer, over several connections at once where its server gives ranges: one alone
+/// is as fast as its window and its round trips let it be, and stores of objects limit it besides. What
+/// comes ahead of its turn waits in memory.
+async fn send_in_parts(
+    origin: &Origin,
+    layer: &ImageLayer,
+    sender: Sender<Bytes>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<()> {
+    let (told, mut handed_on) = (AtomicU64::new(0), 0);
+    let tell = |bytes| {
+        told.fetch_add(bytes, Ordering::Relaxed);
+        progress(bytes);
+    };
+    let fetch = |part| part_of(origin, layer, part, &tell);
+    let mut parts = futures_util::stream::iter(parts(layer.size).map(fetch)).buffered(PARTS_AHEAD);
+    // Whether it gives them, the first part shows. Without them each would cost all that is before it.
+    while origin.gives_ranges()
+        && let Some(pieces) = parts.try_next().await?
+    {
+        for piece in pieces {
+            handed_on += piece.len() as u64;
+            if sender.send(piece).await.is_err() {
+                return Ok(());
+            }
+        }
+    }
+    drop(parts);
+    // What was told of parts that nobody gets counts for the same bytes now.
+    let told = AtomicU64::new(told.into_inner() - handed_on);
+    let tell = |bytes| {
+        let known = told.load(Ordering::Relaxed).min(bytes);
+        told.fetch_sub(known, Ordering::Relaxed);
+        progress(bytes - known);
+    };
+    send(origin, layer, handed_on..layer.size, sender, &tell).await
+}
+
+async fn part_of(
+    origin: &Origin,
+    layer: &ImageLayer,
+    part: Range<u64>,
+    progress: &(dyn Fn(u64) + Sync),
+) -> Result<Vec<Bytes>> {
+    let (sender, mut arriving) = pieces();
+    let collect = async {
+        let mut pieces = Vec::new();
+        while let Some(piece) = arriving.recv().await {
+            pieces.push(piece);
+        }
+        pieces
+    };
+    let (sent, pieces) = tokio::join!(send(origin, layer, part, sender, progress), collect);
+    sent.map(|()| pieces)
+}
+
+/// What a blob of this size is cut into.
+fn parts(size: u64) -> impl Iterator<Item = Range<u64>> {
+    (0..size.div_ceil(PART)).map(move |n| n * PART..size.min((n + 1) * PART))
 }
 
 /// How a layer is indexed: for this machine with short spans, so that a read waits for few bytes, and
@@ -159,7 +222,7 @@ pub(crate) async fn index_layer(
         let indexer = LayerIndexer::new(wanted.compression, options)?;
         take_all(indexer, &wanted, pieces, &mut sink)
     });
-    let sent = send(origin, layer, 0..layer.size, sender, progress).await;
+    let sent = send_in_parts(origin, layer, sender, progress).await;
     let built = build.await.context("indexing a layer")?;
     // What the sender met comes first: the builder then only saw a layer that was cut short.
     sent?;
@@ -193,4 +256,109 @@ const SHORT_SPAN: u64 = 1 << 20;
 const MOST_SHORT_SPANS: u64 = 512;
 
 const PIECES_IN_FLIGHT: usize = 16;
+
+/// Bytes of a request, where there are several. Long enough that what it takes to ask is little beside it.
+const PART: u64 = 4 << 20;
+
+/// How many parts of a layer are under way or waiting for their turn.
+const PARTS_AHEAD: usize = 4;
+
 const MOST_FAILURES: u32 = 10;
+
+#[cfg(test)]
+mod tests {
+    use std::sync::LazyLock;
+
+    use artifacts::ImageName;
+    use testkit::registry::{Fault, Options, Registry, RequestLog, Scope, Times};
+
+    use super::*;
+    use crate::protocol::Access;
+
+    /// What came of a layer, of how many bytes the progress was told, and what the registry was asked.
+    async fn received(
+        size: u64,
+        spoil: impl FnOnce(&Registry),
+        told: impl Fn(&Registry, u64) + Sync,
+    ) -> (Vec<u8>, u64, Vec<RequestLog>) {
+        let registry = Registry::start(Options::default()).unwrap();
+        let digest = registry.put_blob(content(size));
+        spoil(&registry);
+        let name = format!("{}/some/image:1", registry.reference_prefix());
+        let access =
+            Access { hosts_dir: "/dev/null/none".into(), docker_config: None, kubelet: false };
+        let client = crate::registries::client(&access);
+        let origin = Origin::open(&name.parse::<ImageName>().unwrap(), &client).unwrap();
+        let layer = ImageLayer {
+            digest,
+            size,
+            media_type: String::new(),
+            compression: LayerCompression::None,
+            diff_id: digest,
+        };
+        let (sender, mut arriving) = pieces();
+        let total = AtomicU64::new(0);
+        let tell = |bytes| told(&registry, total.fetch_add(bytes, Ordering::Relaxed) + bytes);
+        let take = async {
+            let mut taken = Vec::new();
+            while let Some(piece) = arriving.recv().await {
+                taken.extend_from_slice(&piece);
+            }
+            taken
+        };
+        let (sent, taken) = tokio::join!(send_in_parts(&origin, &layer, sender, &tell), take);
+        sent.unwrap();
+        (taken, total.into_inner(), registry.requests())
+    }
+
+    fn content(size: u64) -> &'static [u8] {
+        static CONTENT: LazyLock<Vec<u8>> = LazyLock::new(|| {
+            let word = |n: u64| n.wrapping_mul(0x9e37_79b9_7f4a_7c15).to_le_bytes();
+            (0..6 * PART / 8).flat_map(word).collect()
+        });
+        &CONTENT[..usize::try_from(size).unwrap()]
+    }
+
+    #[tokio::test]
+    async fn a_layer_comes_in_parts_whatever_breaks_off() {
+        let often = |fault| {
+            move |registry: &Registry| {
+                let times = Times::Pattern(vec![false, true]);
+                registry.faults().inject(Scope::Blobs, times, fault);
+            }
+        };
+        let check = async |size: u64, spoil: &dyn Fn(&Registry), n_asked: Range<usize>| {
+            let (taken, told, asked) = received(size, spoil, |_, _| {}).await;
+            assert!(taken == content(size), "{size} bytes are not right");
+            assert_eq!(told, size);
+            let asked: Vec<_> = asked.iter().filter(|request| request.is_blob()).collect();
+            assert!(n_asked.contains(&asked.len()), "{} of {n_asked:?} requests", asked.len());
+        };
+        let whole = |_: &Registry| {};
+        check(1, &whole, 1..2).await;
+        check(PART, &whole, 1..2).await;
+        check(PART + 1, &whole, 2..3).await;
+        check(6 * PART - 1, &whole, 6..7).await;
+        check(6 * PART, &often(Fault::Truncate { after: 1 << 20 }), 8..30).await;
+        check(6 * PART, &often(Fault::ResetBody { after: 3 << 20 }), 8..30).await;
+        // Those that were under way when it was seen, and the rest in one piece.
+        let ignore = |registry: &Registry| registry.faults().ignore_ranges(true);
+        check(6 * PART, &ignore, 2..PARTS_AHEAD + 3).await;
+    }
+
+    #[tokio::test]
+    async fn parts_are_under_way_at_once() {
+        let stall = |registry: &Registry| {
+            let stall = Fault::Stall { after: 0 };
+            registry.faults().inject(Scope::Blobs, Times::Next(1), stall);
+        };
+        // One after the other, nothing would come before the one that is stalled.
+        let release = |registry: &Registry, told: u64| {
+            if told == (PARTS_AHEAD as u64 - 1) * PART {
+                registry.faults().release_stalled();
+            }
+        };
+        let (taken, ..) = received(6 * PART, stall, release).await;
+        assert!(taken == content(6 * PART));
+    }
+}

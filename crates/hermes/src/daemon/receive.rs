@@ -12,19 +12,29 @@ use futures_util::{StreamExt, TryStreamExt};
 use index::LayerIndex;
 use oci::Digest;
 use parking_lot::Mutex;
+use tokio::sync::Semaphore;
 use ztoc::SpanOptions;
 
 use super::images::shape_of;
 use super::{Daemon, Progress};
 use crate::stream;
 
-/// The layers that are being received; each at most once at a time.
-#[derive(Default)]
-pub(super) struct Receiving(Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>);
+/// The layers that are being received; each at most once at a time, and few enough of all images for the
+/// memory that they take.
+pub(super) struct Receiving {
+    layers: Mutex<HashMap<Digest, Arc<tokio::sync::Mutex<()>>>>,
+    at_once: Semaphore,
+}
+
+impl Default for Receiving {
+    fn default() -> Self {
+        Self { layers: Mutex::default(), at_once: Semaphore::new(LAYERS_AT_A_TIME) }
+    }
+}
 
 impl Receiving {
     fn of(&self, layer: &Digest) -> Arc<tokio::sync::Mutex<()>> {
-        let mut layers = self.0.lock();
+        let mut layers = self.layers.lock();
         layers.retain(|_, turn| Arc::strong_count(turn) > 1);
         Arc::clone(layers.entry(*layer).or_default())
     }
@@ -66,6 +76,7 @@ impl Daemon {
     ) -> Result<()> {
         let turn = self.receiving.of(&layer.digest);
         let _turn = turn.lock().await;
+        let _place = self.receiving.at_once.acquire().await.context("receiving a layer")?;
         if self.indexes.load(&layer.digest)?.is_some() {
             // Another mount has received it meanwhile.
             count(layer.size);
@@ -106,5 +117,6 @@ fn keep(
     Ok(())
 }
 
-/// Each takes a connection, a thread, and the memory of what its compression looks back at.
+/// Each takes some connections, a thread, and the memory of what came ahead and of what its compression looks
+/// back at.
 const LAYERS_AT_A_TIME: usize = 6;
