@@ -6,7 +6,6 @@ pub mod process;
 pub mod report;
 
 use std::path::{Path, PathBuf};
-use std::process::Command;
 
 use anyhow::{Context, Result, bail};
 
@@ -32,11 +31,9 @@ pub fn hermes_binary() -> Result<PathBuf> {
     // TARGET/release/deps/cold-0123456789abcdef
     let profile = own.parent().and_then(Path::parent).context("our own program has no folder")?;
     let target = profile.parent().context("our own program has no build folder")?;
-    let mut cargo = Command::new(env!("CARGO"));
+    let mut cargo = testnode::cargo();
     cargo.args(["build", "--quiet", "--release", "--package", "hermes", "--target-dir"]);
     cargo.arg(target).current_dir(project_root());
-    // Set by the cargo that runs this program, for this program; build scripts would run again.
-    cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
     let status = cargo.status().context("running cargo")?;
     if !status.success() {
         bail!("`cargo build --release -p hermes` failed: {status}");

@@ -95,7 +95,7 @@ fn build(folder: &Path, target_dir: &Path) -> Result<Vec<(String, PathBuf)>> {
     // With a target named, build scripts and macros stay without instruments.
     let args = ["build", "--release", "--bins", "--locked", "--target", host.trim()];
     let cargo = || {
-        let mut cargo = Command::new("cargo");
+        let mut cargo = testnode::cargo();
         cargo.args(args).current_dir(folder);
         cargo.env("RUSTFLAGS", RUSTFLAGS).env("CARGO_TARGET_DIR", target_dir);
         cargo

@@ -61,10 +61,8 @@ fn build(root: &Path, target: &Path) -> Result<PathBuf> {
     let triple = format!("{}-unknown-linux-musl", env::consts::ARCH);
     let mut add = Command::new("rustup");
     run_quietly("adding the Rust target", add.args(["target", "add", &triple]).current_dir(root))?;
-    let mut cargo = Command::new("cargo");
+    let mut cargo = testnode::cargo();
     cargo.args(["build", "--locked", "--release", "--package", "hermes", "--target", &triple]);
-    // Set by the cargo that runs this program, for this program.
-    cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
     cargo.env("CARGO_TARGET_DIR", target).current_dir(root);
     run_quietly("building the static program (ten minutes the first time)", &mut cargo)?;
     Ok(target.join(triple).join("release/hermes"))

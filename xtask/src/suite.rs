@@ -132,11 +132,9 @@ impl Table {
 impl Run {
     /// A cargo command in the project, with build output in the cache.
     fn cargo(&self, args: &[&str]) -> Command {
-        let mut cargo = Command::new("cargo");
+        let mut cargo = testnode::cargo();
         cargo.args(args).current_dir(&self.root);
         cargo.env("CARGO_TARGET_DIR", target_dir(&Cache::locate()));
-        // Set by the cargo that runs this program, for this program.
-        cargo.env_remove("CARGO_MANIFEST_DIR").env_remove("CARGO_MANIFEST_PATH");
         self.footprint.confine(&mut cargo);
         cargo
     }

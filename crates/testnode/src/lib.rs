@@ -10,6 +10,7 @@
 //! knows where they are ([`Cache`]). It needs root. It is not a sandbox.
 
 mod cache;
+mod cargo;
 mod cgroups;
 mod containerd;
 mod daemon;
@@ -21,6 +22,7 @@ mod soci;
 mod wait;
 
 pub use cache::Cache;
+pub use cargo::cargo;
 pub use containerd::{Containerd, ContainerdVersion, cri_config, lazy_pull_config, proxy_config};
 pub use daemon::Daemon;
 pub use image::{NUMBERS_SHA256, busybox_image, check_busybox_output};
