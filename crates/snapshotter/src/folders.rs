@@ -1,7 +1,7 @@
 //! The folders of snapshots: `ID/fs` holds what is written, `ID/work` is overlayfs' own.
 
 use std::collections::HashSet;
-use std::fs::{self, DirBuilder, Permissions};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -47,7 +47,15 @@ pub(crate) fn make(dir: &Path, lineage: &Lineage) -> io::Result<()> {
 pub(crate) fn make_mount_point(dir: &Path, id: SnapshotId) -> io::Result<()> {
     remove_all(&folder(dir, id))?;
     DirBuilder::new().mode(0o700).create(folder(dir, id))?;
-    fs::create_dir(content(dir, id))
+    fs::create_dir(content(dir, id))?;
+    settle(dir, id)
+}
+
+/// Waits until the folder of a snapshot is on the disk. What containerd has written in it is for containerd to
+/// sync.
+pub(crate) fn settle(dir: &Path, id: SnapshotId) -> io::Result<()> {
+    let folders = [content(dir, id), folder(dir, id), dir.to_owned()];
+    folders.iter().try_for_each(|folder| File::open(folder)?.sync_all())
 }
 
 /// The snapshots that have a folder.

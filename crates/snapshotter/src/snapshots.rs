@@ -171,7 +171,8 @@ impl Snapshots {
         names: (&str, &str),
         labels: &BTreeMap<String, String>,
     ) -> Result<(), StoreError> {
-        let id = self.store.commit(key, names, labels)?;
+        let settle = |id| folders::settle(&self.dir, id);
+        let id = self.store.commit(key, names, labels, settle)?;
         // If its thread is gone, it is measured when somebody asks.
         self.chores.send(Chore::Measure(id)).unwrap_or_default();
         Ok(())

@@ -1,4 +1,6 @@
-//! What is known of snapshots, in SQLite: names, parents, labels. A call that has answered is on the disk.
+//! What is known of snapshots, in SQLite: names, parents, labels. A snapshot is on the disk once its commit has
+//! answered. Of what is prepared and removed a loss of power may take the last seconds, as it does of what is
+//! written in them: containerd makes new ones, and removes again what it does not know.
 //!
 //! containerd keeps the other half of this in a database of its own. If this half is lost, every pull of an
 //! image that it knew fails for good, so a store that is missing beside its snapshots, damaged, or of a
@@ -105,7 +107,7 @@ pub(crate) enum StoreError {
     /// containerd's tests look for the word "remove".
     #[error("cannot remove snapshot {0}: others are made on it")]
     HasChildren(String),
-    #[error("making the folder of a snapshot")]
+    #[error("the folder of a snapshot")]
     Folder(#[source] io::Error),
     #[error("mounting {image}")]
     Mount {
@@ -186,7 +188,8 @@ impl Store {
         make: impl FnOnce(SnapshotId) -> io::Result<()>,
     ) -> Result<SnapshotId, StoreError> {
         let mut connection = self.connection.lock();
-        let work = connection.transaction()?;
+        let lasting = Lasting::begin(&mut connection)?;
+        let work = lasting.0.transaction()?;
         if find(&work, name)?.is_some() {
             return Err(StoreError::Exists(name.to_owned()));
         }
@@ -223,15 +226,18 @@ impl Store {
         Ok(count.query_row([name], |row| row.get(0))?)
     }
 
-    /// Makes the active snapshot `key` a committed one called `name`, with these labels.
+    /// Makes the active snapshot `key` a committed one called `name`, with these labels. `settle` has its folder
+    /// be on the disk.
     pub(crate) fn commit(
         &self,
         key: &str,
         (name, parent): (&str, &str),
         labels: &BTreeMap<String, String>,
+        settle: impl FnOnce(SnapshotId) -> io::Result<()>,
     ) -> Result<SnapshotId, StoreError> {
         let mut connection = self.connection.lock();
-        let work = connection.transaction()?;
+        let lasting = Lasting::begin(&mut connection)?;
+        let work = lasting.0.transaction()?;
         if find(&work, name)?.is_some() {
             return Err(StoreError::Exists(name.to_owned()));
         }
@@ -244,6 +250,7 @@ impl Store {
             let (key, asked) = (key.to_owned(), parent.to_owned());
             return Err(StoreError::OtherParent { key, prepared, asked });
         }
+        settle(record.id).map_err(StoreError::Folder)?;
         let now = nanos(SystemTime::now());
         work.prepare_cached(
             "UPDATE snapshots SET name = ?2, kind = ?3, created = ?4, updated = ?4, labels = ?5 WHERE id = ?1",
@@ -343,15 +350,34 @@ impl Store {
         Ok(())
     }
 
-    /// Lets `look` see the numbers of all snapshots, while there can be no new ones.
+    /// Lets `look` see the numbers of all snapshots, while there can be no new ones. Those that were removed
+    /// stay so, whatever happens.
     pub(crate) fn with_ids<T>(
         &self,
         look: impl FnOnce(&HashSet<SnapshotId>) -> T,
     ) -> Result<T, StoreError> {
         let connection = self.connection.lock();
+        connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |_| Ok(()))?;
         let mut all = connection.prepare_cached("SELECT id FROM snapshots")?;
         let all = all.query_map([], |row| Ok(SnapshotId(row.get(0)?)))?;
         Ok(look(&all.collect::<Result<_, _>>()?))
+    }
+}
+
+/// The connection, while what it commits is on the disk at once, with all that was committed before.
+struct Lasting<'a>(&'a mut Connection);
+
+impl<'a> Lasting<'a> {
+    fn begin(connection: &'a mut Connection) -> rusqlite::Result<Self> {
+        connection.pragma_update(None, "synchronous", "FULL")?;
+        Ok(Self(connection))
+    }
+}
+
+impl Drop for Lasting<'_> {
+    fn drop(&mut self) {
+        // If this fails, the next calls are only slower.
+        self.0.pragma_update(None, "synchronous", "NORMAL").ok();
     }
 }
 

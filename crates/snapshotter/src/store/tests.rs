@@ -23,7 +23,7 @@ fn create(store: &Store, kind: Kind, key: &str, parent: &str) -> Result<Lineage,
 /// A committed snapshot on another.
 fn layer(store: &Store, name: &str, parent: &str) -> SnapshotId {
     create(store, Kind::Active, "work", parent).unwrap();
-    store.commit("work", (name, parent), &BTreeMap::new()).unwrap()
+    store.commit("work", (name, parent), &BTreeMap::new(), |_| Ok(())).unwrap()
 }
 
 #[test]
@@ -108,6 +108,16 @@ fn a_snapshot_whose_folder_cannot_be_made_is_none() {
 }
 
 #[test]
+fn a_snapshot_whose_folder_does_not_reach_the_disk_is_not_committed() {
+    let (_dir, store) = store();
+    create(&store, Kind::Active, "a", "").unwrap();
+    let broken = |_| Err(io::Error::other("broken disk"));
+    store.commit("a", ("b", ""), &BTreeMap::new(), broken).unwrap_err();
+    assert_eq!(store.stat("a").unwrap().kind, Kind::Active);
+    store.stat("b").unwrap_err();
+}
+
+#[test]
 fn labels_are_replaced_set_and_deleted() {
     let (_dir, store) = store();
     store.create(Kind::Active, ("a", ""), &labels(&[("x", "1"), ("y", "2")]), |_| Ok(())).unwrap();
@@ -131,7 +141,7 @@ fn usage_belongs_to_what_was_committed() {
         (id, kind, usage)
     };
     assert_eq!(known("a"), (id, Kind::Active, None));
-    store.commit("a", ("b", ""), &BTreeMap::new()).unwrap();
+    store.commit("a", ("b", ""), &BTreeMap::new(), |_| Ok(())).unwrap();
     store.set_usage(id, usage).unwrap();
     assert_eq!(known("b"), (id, Kind::Committed, Some(usage)));
 }
