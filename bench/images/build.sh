@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes the images that are started, inside a test node with the host's network: build.sh LAYOUT
 #
-# Three images as their users make them: Debian, then packages, then the application, a gzip layer each.
+# Five images as their users make them: Debian, then packages, then the application, a gzip layer each.
 # This file is the whole recipe: the cache is keyed by its content.
 set -euo pipefail
 layout=$1
@@ -135,5 +135,58 @@ layer
 finish --config.env JAVA_HOME=/usr/lib/jvm/java-17-openjdk-amd64 --config.env CATALINA_HOME=/usr/share/tomcat10 \
   --config.env CATALINA_BASE=/srv/tomcat --config.env PATH=/usr/bin:/bin \
   --config.entrypoint /usr/share/tomcat10/bin/catalina.sh --config.entrypoint run
+
+# A database: a new cluster, as in the first start of a volume, and a query.
+begin postgres
+inside "$install postgresql-15; rm -rf /var/lib/postgresql/15; $clean"
+layer
+mkdir -p work/rootfs/usr/local/bin
+cat > work/rootfs/usr/local/bin/start-database <<'END'
+#!/bin/sh
+set -eu
+export PATH=/usr/lib/postgresql/15/bin:/usr/bin:/bin PGDATA=/var/lib/postgresql/data
+initdb --no-sync --auth=trust --username=postgres > /dev/null
+exec postgres -p 8080 -k /tmp -c listen_addresses=127.0.0.1
+END
+chmod +x work/rootfs/usr/local/bin/start-database
+layer
+finish --config.user postgres --config.entrypoint /usr/local/bin/start-database
+
+# What serves a model: PyTorch with CUDA's libraries, several GB. It answers with what a network makes of noise.
+begin pytorch
+inside "$install python3 python3-pip; $clean"
+layer
+inside "pip install --quiet --no-cache-dir --break-system-packages --root-user-action ignore \
+  torch==2.5.1 numpy==1.26.4"
+layer
+mkdir work/rootfs/app
+cat > work/rootfs/app/serve.py <<'END'
+"""Answers with the largest of ten numbers that a network makes of noise."""
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import torch
+from torch import nn
+
+torch.manual_seed(7)
+model = nn.Sequential(nn.Conv2d(3, 16, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(1024, 10)).eval()
+
+
+class Answer(BaseHTTPRequestHandler):
+    def do_GET(self):
+        with torch.inference_mode():
+            body = f"{model(torch.randn(1, 3, 64, 64)).argmax().item()}\n".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+HTTPServer(("", 8080), Answer).serve_forever()
+END
+layer
+finish --config.entrypoint /usr/bin/python3 --config.entrypoint /app/serve.py
 
 umoci gc --layout "$layout"

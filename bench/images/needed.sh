@@ -1,6 +1,8 @@
 #!/bin/bash
 # Says what of an image its program needs until it first answers: needed.sh LAYOUT TAG PAGE UNPACKED
 #
+# Without a PAGE it is a database, and its answer is one to a query.
+#
 # The image's files go into a file system that reads nothing ahead, and the program starts in it: what is in the
 # page cache then was touched. UNPACKED is a folder with the files. Prints a JSON object; all are bytes.
 set -euo pipefail
@@ -17,10 +19,20 @@ mount --bind /dev needed/root/dev
 config=$(skopeo inspect --config "oci:$layout:$tag")
 mapfile -t environment < <(jq -r '.config.Env // [] | .[]' <<< "$config")
 mapfile -t program < <(jq -r '.config.Entrypoint[]' <<< "$config")
-unshare --pid --fork --kill-child chroot needed/root env -i "${environment[@]}" "${program[@]}" >&2 &
+user=$(jq -r 'if (.config.User // "") == "" then "root" else .config.User end' <<< "$config")
+unshare --pid --fork --kill-child chroot --userspec="$user" needed/root env -i "${environment[@]}" "${program[@]}" >&2 &
 pid=$!
 trap 'kill -KILL "$pid"' EXIT
-until curl --silent --fail --output /dev/null "http://127.0.0.1:8080$page"; do
+answers() {
+  if [ -n "$page" ]; then
+    curl --silent --fail --output /dev/null "http://127.0.0.1:8080$page"
+  else
+    # Not the copy that is looked at.
+    chroot "$unpacked" psql --quiet --output /dev/null --host 127.0.0.1 --port 8080 --username postgres -c 'SELECT 1' \
+      2> /dev/null
+  fi
+}
+until answers; do
   kill -0 "$pid"
   sleep 0.05
 done

@@ -32,6 +32,10 @@ pub(crate) enum Image {
     Python,
     /// Tomcat on OpenJDK 17, and a JSP that it compiles.
     Jvm,
+    /// PostgreSQL 15, which makes a cluster.
+    Postgres,
+    /// PyTorch with CUDA's libraries.
+    Pytorch,
 }
 
 impl Image {
@@ -41,6 +45,8 @@ impl Image {
             Self::Web => "web",
             Self::Python => "python",
             Self::Jvm => "jvm",
+            Self::Postgres => "postgres",
+            Self::Pytorch => "pytorch",
         }
     }
 
@@ -48,18 +54,29 @@ impl Image {
     pub(crate) fn program(self) -> &'static str {
         match self {
             Self::Web => "nginx",
-            Self::Python => "python3",
+            Self::Python | Self::Pytorch => "python3",
             Self::Jvm => "catalina.sh",
+            Self::Postgres => "start-database",
         }
     }
 
-    /// The page that is asked for.
-    pub(crate) fn page(self) -> &'static str {
+    /// What it is asked.
+    pub(crate) fn question(self) -> Question {
         match self {
-            Self::Web => "/en-US/index.html",
-            Self::Python | Self::Jvm => "/",
+            Self::Web => Question::Page("/en-US/index.html"),
+            Self::Python | Self::Jvm | Self::Pytorch => Question::Page("/"),
+            Self::Postgres => Question::Query,
         }
     }
+}
+
+/// What a container is asked until it answers.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Question {
+    /// A page, over HTTP.
+    Page(&'static str),
+    /// A query, of PostgreSQL.
+    Query,
 }
 
 /// What a program needs of its image until it first answers; all are bytes.

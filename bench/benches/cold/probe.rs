@@ -11,14 +11,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use testnode::Node;
 
-use crate::images::Image;
+use crate::images::{Image, Question};
 
 /// Where every image answers.
 const PORT: u16 = 8080;
 /// How often it is asked.
 const INTERVAL: Duration = Duration::from_millis(2);
 /// How long a start may take.
-const LIMIT: Duration = Duration::from_secs(300);
+const LIMIT: Duration = Duration::from_secs(900);
 
 /// What was seen of a start; times since the command was given.
 #[derive(Debug, Clone, Copy)]
@@ -70,9 +70,12 @@ fn be_punctual() {
 
 fn ask_until_answered(image: Image, command: &mut Child, begin: Instant) -> Result<Duration> {
     loop {
-        let answer = ask(image.page());
+        let answer = match image.question() {
+            Question::Page(page) => ask_page(page),
+            Question::Query => ask_database(),
+        };
         let now = begin.elapsed();
-        if answer.is_ok_and(|answer| is_good(&answer)) {
+        if answer.is_ok_and(|is_good| is_good) {
             return Ok(now);
         }
         if let Some(status) = command.try_wait().context("waiting for a command")? {
@@ -85,18 +88,46 @@ fn ask_until_answered(image: Image, command: &mut Child, begin: Instant) -> Resu
     }
 }
 
-/// The whole answer to a request for `page`.
-fn ask(page: &str) -> io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
-    stream.set_read_timeout(Some(LIMIT))?;
+/// Whether a request for `page` has a good answer, once all of it has come.
+fn ask_page(page: &str) -> io::Result<bool> {
+    let mut stream = connect()?;
     stream.write_all(format!("GET {page} HTTP/1.0\r\nHost: node\r\n\r\n").as_bytes())?;
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer)?;
-    Ok(answer)
+    Ok(answer.starts_with(b"HTTP/1.") && answer.get(8..13) == Some(b" 200 ".as_slice()))
 }
 
-fn is_good(answer: &[u8]) -> bool {
-    answer.starts_with(b"HTTP/1.") && answer.get(8..13) == Some(b" 200 ".as_slice())
+/// Whether PostgreSQL answers a query with rows. What is said is in chapter 53 of its documentation,
+/// "Frontend/Backend Protocol": a letter, a length that counts itself, and the content.
+fn ask_database() -> io::Result<bool> {
+    const START: &[u8] = b"\0\0\0\x29\0\x03\0\0user\0postgres\0database\0postgres\0\0";
+    const QUERY: &[u8] = b"Q\0\0\0\x2dSELECT count(*) FROM pg_catalog.pg_class\0";
+    let mut stream = connect()?;
+    stream.write_all(START)?;
+    // It is ready for a query once it says `Z`, says `D` for a row, and `E` if it refuses.
+    let mut asked = false;
+    loop {
+        let mut head = [0; 5];
+        stream.read_exact(&mut head)?;
+        let [kind, length @ ..] = head;
+        let length = u64::from(u32::from_be_bytes(length)).saturating_sub(4);
+        io::copy(&mut (&stream).take(length), &mut io::sink())?;
+        match kind {
+            b'Z' if !asked => {
+                stream.write_all(QUERY)?;
+                asked = true;
+            }
+            b'D' => return Ok(true),
+            b'E' | b'Z' => return Ok(false),
+            _ => {}
+        }
+    }
+}
+
+fn connect() -> io::Result<TcpStream> {
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, PORT))?;
+    stream.set_read_timeout(Some(LIMIT))?;
+    Ok(stream)
 }
 
 /// The process of the node that the kernel calls `name`, by its number in the node.

@@ -29,6 +29,20 @@ spec:
   - glob: '**'
 ";
 
+/// SOCI's parallel mode as AWS has set it where it measured it: docs of Karpenter's blueprints.
+const PARALLEL: &str = "
+[content_store]
+type = 'containerd'
+[pull_modes.soci_v2]
+enable = false
+[pull_modes.parallel_pull_unpack]
+enable = true
+max_concurrent_downloads_per_image = 20
+concurrent_download_chunk_size = '16mb'
+max_concurrent_unpacks_per_image = 12
+discard_unpacked_layers = true
+";
+
 /// Something that starts containers from a registry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -43,6 +57,10 @@ pub(crate) enum System {
     #[value(name = "soci-0.15")]
     #[serde(rename = "soci-0.15")]
     Soci15,
+    /// SOCI 0.15.0 under containerd 2.4 with its parallel mode: the whole image, by ranges.
+    #[value(name = "soci-0.15-parallel")]
+    #[serde(rename = "soci-0.15-parallel")]
+    Soci15Parallel,
     /// Hermes, with an index that it has pushed.
     Hermes,
     /// The same as the snapshotter of containerd 2.4.
@@ -96,6 +114,7 @@ impl System {
             Self::Overlayfs => "overlayfs",
             Self::Soci04 => "soci-0.4",
             Self::Soci15 => "soci-0.15",
+            Self::Soci15Parallel => "soci-0.15-parallel",
             Self::Hermes => "hermes",
             Self::HermesContainerd => "hermes-containerd",
             Self::HermesEager => "hermes-eager",
@@ -107,7 +126,9 @@ impl System {
     pub(crate) fn repositories(self) -> &'static str {
         match self {
             Self::HermesContainerd => Self::Hermes.name(),
-            Self::HermesEager | Self::HermesUnselected => Self::Overlayfs.name(),
+            Self::HermesEager | Self::HermesUnselected | Self::Soci15Parallel => {
+                Self::Overlayfs.name()
+            }
             own => own.name(),
         }
     }
@@ -129,7 +150,7 @@ impl Contestant {
         let (version, config) = match self.system {
             System::Overlayfs => (ContainerdVersion::Newest, "version = 2\n".to_owned()),
             System::Soci04 => (ContainerdVersion::Packaged, proxy_config("soci", SOCI_SOCKET)),
-            System::Soci15 => {
+            System::Soci15 | System::Soci15Parallel => {
                 (ContainerdVersion::Newest, lazy_pull_config("soci15", SOCI15_SOCKET))
             }
             System::Hermes => {
@@ -143,6 +164,7 @@ impl Contestant {
         let other = match self.system {
             System::Soci04 => Some(node.soci_snapshotter("")?),
             System::Soci15 => Some(node.soci15_snapshotter("")?),
+            System::Soci15Parallel => Some(node.soci15_snapshotter(PARALLEL)?),
             System::HermesContainerd | System::HermesEager | System::HermesUnselected => {
                 node.write(HERMES_CONFIG, CONFIG)?;
                 node.bash("cp ~/.docker/config.json /etc/hermes/docker.json")?;
@@ -162,7 +184,7 @@ impl Contestant {
         let pull = match self.system {
             System::Overlayfs => format!("ctr image pull --user {user} {name}\n"),
             System::Soci04 => format!("soci image rpull --user {user} {name}\n"),
-            System::Soci15 => {
+            System::Soci15 | System::Soci15Parallel => {
                 format!("ctr image pull --user {user} --snapshotter soci15 {name}\n")
             }
             System::HermesContainerd | System::HermesEager | System::HermesUnselected => {
@@ -179,7 +201,7 @@ impl Contestant {
         let snapshotter = match self.system {
             System::Overlayfs => "overlayfs",
             System::Soci04 => "soci",
-            System::Soci15 => "soci15",
+            System::Soci15 | System::Soci15Parallel => "soci15",
             System::HermesContainerd | System::HermesEager | System::HermesUnselected => "hermes",
             System::Hermes => {
                 let more = self.hermes.run.join(" ");
