@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use policy::{BackendChoice, Completion};
+use policy::{BackendChoice, CacheClass, Completion};
 
 /// Starts containers from unmodified OCI images before the image is downloaded.
 #[derive(Debug, Parser)]
@@ -182,6 +182,9 @@ pub(crate) struct MountArguments {
     /// When the rest of the image is fetched
     #[arg(long, value_enum, default_value_t = Completion::Now)]
     pub(crate) completion: Completion,
+    /// What of the cache is given up first when room is needed
+    #[arg(long, value_enum, default_value_t = CacheClass::Standard)]
+    pub(crate) cache_class: CacheClass,
     #[command(flatten)]
     pub(crate) daemon: DaemonTuning,
 }

@@ -30,7 +30,11 @@ pub(crate) fn mount(
         backend: crate::daemon::backend(arguments.backend),
         platform: common.registry.platform.clone(),
         access: crate::registries::access(&common.registry)?,
-        tuning: MountTuning { completion: arguments.completion, deadline: arguments.deadline },
+        tuning: MountTuning {
+            completion: arguments.completion,
+            deadline: arguments.deadline,
+            cache_class: arguments.cache_class,
+        },
         command: Vec::new(),
     });
     let mounted: MountReport = client::ask_or_start(common, &output, &arguments.daemon, &request)?;

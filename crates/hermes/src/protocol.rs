@@ -5,7 +5,7 @@
 use std::path::PathBuf;
 
 use mounts::Backend;
-use policy::Completion;
+use policy::{CacheClass, Completion};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -49,12 +49,19 @@ pub(crate) struct MountTuning {
     pub(crate) completion: Completion,
     /// How long a read waits before it fails.
     pub(crate) deadline: std::time::Duration,
+    /// When its bytes are given up.
+    #[serde(default)]
+    pub(crate) cache_class: CacheClass,
 }
 
 impl Default for MountTuning {
     /// Everything is fetched, and reads wait for five minutes.
     fn default() -> Self {
-        Self { completion: Completion::Now, deadline: std::time::Duration::from_secs(300) }
+        Self {
+            completion: Completion::Now,
+            deadline: std::time::Duration::from_secs(300),
+            cache_class: CacheClass::Standard,
+        }
     }
 }
 

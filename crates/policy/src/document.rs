@@ -56,6 +56,8 @@ pub struct PolicySpec {
     pub completion: Completion,
     /// Seconds that a read waits for bytes that do not come before it fails
     pub read_deadline_seconds: u32,
+    /// What of the cache is given up first when room is needed
+    pub cache_class: CacheClass,
 }
 
 impl Default for PolicySpec {
@@ -70,6 +72,7 @@ impl Default for PolicySpec {
             backend: BackendChoice::default(),
             completion: Completion::default(),
             read_deadline_seconds: 300,
+            cache_class: CacheClass::default(),
         }
     }
 }
@@ -115,6 +118,33 @@ pub enum Completion {
     Idle,
     /// Only what is read
     Never,
+}
+
+/// Which bytes are given up first when room is needed, in this order. Of images that share a layer, the last
+/// class counts.
+#[derive(
+    Debug,
+    Clone,
+    Copy,
+    Default,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Serialize,
+    Deserialize,
+    JsonSchema,
+    ValueEnum,
+)]
+#[serde(rename_all = "kebab-case")]
+pub enum CacheClass {
+    /// Before all others, however lately they were read
+    Disposable,
+    /// What was not read for long goes first
+    #[default]
+    Standard,
+    /// Only when there is nothing else
+    Retained,
 }
 
 /// Text that is no policy.
@@ -178,6 +208,7 @@ spec:
   platforms: [linux/amd64]
   completion: idle
   readDeadlineSeconds: 60
+  cacheClass: retained
 status:
   ready: 3
 ---
@@ -191,6 +222,7 @@ spec: {mode: eager, imageSelectors: [{glob: '**'}], backend: erofs-loop}
         assert_eq!(gpu.spec.image_selectors.len(), 3);
         assert_eq!(gpu.spec.exclude, [Selector::Glob("**:debug".to_owned())]);
         assert_eq!((gpu.spec.completion, gpu.spec.mode), (Completion::Idle, Mode::Lazy));
+        assert_eq!(gpu.spec.cache_class, CacheClass::Retained);
         assert_eq!(gpu.spec.read_deadline_seconds, 60);
         assert_eq!((never.spec.mode, never.spec.backend), (Mode::Eager, BackendChoice::ErofsLoop));
         assert_eq!(never.spec.read_deadline_seconds, 300);

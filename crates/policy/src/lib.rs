@@ -10,8 +10,8 @@ mod selector;
 mod set;
 
 pub use document::{
-    API_VERSION, BackendChoice, Completion, HermesPolicy, KIND, Metadata, Mode, ParsePolicyError,
-    PolicySpec, parse,
+    API_VERSION, BackendChoice, CacheClass, Completion, HermesPolicy, KIND, Metadata, Mode,
+    ParsePolicyError, PolicySpec, parse,
 };
 pub use reason::Reason;
 pub use selector::{BadSelector, Selector};

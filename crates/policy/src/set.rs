@@ -6,7 +6,7 @@ use std::time::Duration;
 use oci::{ParsePlatformError, Platform, Reference};
 use regex::RegexSet;
 
-use crate::document::{BackendChoice, Completion, HermesPolicy, Mode, PolicySpec};
+use crate::document::{BackendChoice, CacheClass, Completion, HermesPolicy, Mode, PolicySpec};
 use crate::reason::Reason;
 use crate::selector::{BadSelector, Selector};
 
@@ -38,6 +38,8 @@ pub struct Behaviour {
     pub completion: Completion,
     /// How long a read waits for bytes that do not come.
     pub deadline: Duration,
+    /// When its bytes are given up.
+    pub cache_class: CacheClass,
 }
 
 impl Default for Behaviour {
@@ -54,6 +56,7 @@ impl Behaviour {
             backend: spec.backend,
             completion: spec.completion,
             deadline: Duration::from_secs(spec.read_deadline_seconds.into()),
+            cache_class: spec.cache_class,
         }
     }
 }

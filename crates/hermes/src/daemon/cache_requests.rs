@@ -33,16 +33,18 @@ impl Daemon {
         let Some(keep) = keep else {
             let needed = self.needed_layers()?;
             let pruned = self.store.prune(&|digest| needed.contains(digest))?;
+            self.forget_images();
             self.room_has_changed();
             return Ok(json!({ "layers": pruned.layers, "freed": pruned.bytes }));
         };
-        for digest in self.unused_layers()? {
+        for (_, digest) in self.unused_layers()? {
             if self.store.usage()? <= keep {
                 break;
             }
             freed += self.store.remove(&digest)?;
             removed += 1;
         }
+        self.forget_images();
         self.room_has_changed();
         Ok(json!({ "layers": removed, "freed": freed }))
     }

@@ -76,6 +76,25 @@ impl ImageRecord {
         serde_json::from_slice(&bytes).with_context(|| format!("{} is damaged", path.display()))
     }
 
+    /// All that are written down. A damaged one is for whoever mounts that image.
+    pub(super) fn all(root: &Path) -> io::Result<Vec<Self>> {
+        let folders = match fs::read_dir(root.join(IMAGES)) {
+            Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            folders => folders?,
+        };
+        let mut records = Vec::new();
+        for folder in folders {
+            let bytes = fs::read(folder?.path().join(RECORD)).unwrap_or_default();
+            records.extend(serde_json::from_slice::<Self>(&bytes));
+        }
+        Ok(records)
+    }
+
+    /// Removes all that is written down of it.
+    pub(super) fn remove(&self, root: &Path) -> io::Result<()> {
+        fs::remove_dir_all(folder(root, &self.descriptor.digest))
+    }
+
     pub(super) fn save(&self, root: &Path) -> io::Result<()> {
         replace(&folder(root, &self.descriptor.digest).join(RECORD), self)
     }
@@ -181,8 +200,10 @@ pub(super) fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
 }
 
 fn folder(root: &Path, manifest: &Digest) -> PathBuf {
-    root.join("images").join(manifest.hex())
+    root.join(IMAGES).join(manifest.hex())
 }
+
+const IMAGES: &str = "images";
 
 const RECORD: &str = "image.json";
 

@@ -386,7 +386,8 @@ fn reason_of(err: &OriginError) -> Reason {
 }
 
 const fn tuning_of(behaviour: Behaviour) -> MountTuning {
-    MountTuning { completion: behaviour.completion, deadline: behaviour.deadline }
+    let Behaviour { completion, deadline, cache_class, backend: _ } = behaviour;
+    MountTuning { completion, deadline, cache_class }
 }
 
 impl Daemon {

@@ -1,8 +1,9 @@
 //! Keeps the cache within its quota, finds room when the disk is full, and says what is completed.
 //!
 //! Unused layers go first, the least recently used before the others; then the coldest spans of mounted
-//! layers; sealed layers last. What is given up comes back when somebody reads it, and is not completed
-//! again while the same mounts compete for the room.
+//! layers; sealed layers last. Each class of layers goes before the next, but unused layers of the second
+//! before mounted ones of the first: a container may be waiting for those. What is given up comes back when
+//! somebody reads it, and is not completed again while the same mounts compete for the room.
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -13,12 +14,12 @@ use anyhow::{Context, Result};
 use fill::{Layer, Room};
 use mounts::MountState;
 use oci::Digest;
-use policy::Completion;
+use policy::{CacheClass, Completion};
 use serde::{Deserialize, Serialize};
 use tokio::select;
 
 use super::Daemon;
-use super::images::LoadedImage;
+use super::images::{ImageRecord, LoadedImage};
 use crate::args::Rule;
 
 /// Makes room whenever it is needed, for as long as the daemon runs.
@@ -166,6 +167,8 @@ impl Daemon {
         if needed > 0 {
             let freed = self.give_up(needed, why)?;
             tracing::debug!(usage, needed, freed, "room was needed");
+        } else {
+            self.room.lock().short_since = None;
         }
         let disk = self.disk(was_full, step)?;
         let exceeds =
@@ -232,9 +235,40 @@ impl Daemon {
     /// Gives up about `needed` bytes, or as much as possible. Returns how many it were.
     fn give_up(&self, needed: u64, why: Shortage) -> Result<u64> {
         self.reap();
-        let mut freed = self.remove_unused(needed)?;
+        let mut freed = self.remove_unused(needed, CacheClass::Standard)?;
+        let classes = self.classes();
         let mut layers: Vec<Arc<Layer>> = self.layers.lock().values().cloned().collect();
         layers.retain(|layer| self.can_evict(layer));
+        for class in [CacheClass::Disposable, CacheClass::Standard, CacheClass::Retained] {
+            let left = needed.saturating_sub(freed);
+            if class == CacheClass::Retained {
+                if !self.needs_the_retained(left, why) {
+                    break;
+                }
+                freed += self.remove_unused(left, class)?;
+            }
+            let of_class = |layer: &&Arc<Layer>| classes.of(layer.digest()) == class;
+            let layers = layers.iter().filter(of_class).cloned().collect();
+            freed += self.give_up_of(layers, needed.saturating_sub(freed), why);
+        }
+        Ok(freed)
+    }
+
+    /// Whether nothing but what is retained can make up for the `left` bytes. What others have just read can
+    /// be given up in a moment; a full disk does not wait for that.
+    fn needs_the_retained(&self, left: u64, why: Shortage) -> bool {
+        let mut state = self.room.lock();
+        if left == 0 {
+            state.short_since = None;
+            return false;
+        }
+        let since = *state.short_since.get_or_insert_with(Instant::now);
+        why == Shortage::Disk || since.elapsed() >= PATIENCE
+    }
+
+    /// Gives up about `needed` bytes of mounted layers, or as much as possible. Returns how many it were.
+    fn give_up_of(&self, layers: Vec<Arc<Layer>>, needed: u64, why: Shortage) -> u64 {
+        let mut freed = 0;
         let (sealed, open): (Vec<_>, Vec<_>) =
             layers.into_iter().partition(|layer| layer.cache().is_sealed());
         let mut evict = |idle: Duration| {
@@ -247,7 +281,7 @@ impl Daemon {
         if evict(self.grace.min(SETTLED)) > coming {
             evict(Duration::ZERO);
         }
-        Ok(freed)
+        freed
     }
 
     /// Opens sealed layers until what can be given up of them soon is `needed`. Returns how much that is.
@@ -332,11 +366,11 @@ impl Daemon {
         }
     }
 
-    /// Removes layers that no mount uses until `needed` bytes are free, the least recently used first.
-    pub(super) fn remove_unused(&self, needed: u64) -> Result<u64> {
+    /// Removes layers up to class `most` that no mount uses until `needed` bytes are free.
+    pub(super) fn remove_unused(&self, needed: u64, most: CacheClass) -> Result<u64> {
         let mut freed = 0;
-        for digest in if needed > 0 { self.unused_layers()? } else { Vec::new() } {
-            if freed >= needed {
+        for (class, digest) in if needed > 0 { self.unused_layers()? } else { Vec::new() } {
+            if freed >= needed || class > most {
                 break;
             }
             match self.store.remove(&digest) {
@@ -347,7 +381,35 @@ impl Daemon {
             }
             tracing::info!(layer = %digest, "unused layer removed to make room");
         }
+        if freed > 0 {
+            self.forget_images();
+        }
         Ok(freed)
+    }
+
+    /// Removes what is written down of images that nobody uses and of which the cache has nothing left.
+    pub(super) fn forget_images(&self) {
+        if let Err(err) = self.try_to_forget_images() {
+            let error = crate::failure::in_full(&err);
+            tracing::warn!(error, "what is known of removed images stays");
+        }
+    }
+
+    fn try_to_forget_images(&self) -> Result<()> {
+        // Whoever prepares an image writes it down before the cache has its layers.
+        let Ok(_nobody_prepares) = self.preparing.try_lock() else { return Ok(()) };
+        let records = self.front_ends.records().context("reading the records of mounts")?;
+        let mut used: HashSet<Digest> = records.iter().map(|record| record.manifest).collect();
+        used.extend(self.being_mounted().iter().map(|image| image.manifest));
+        let stored: HashSet<Digest> =
+            self.store.list()?.into_iter().map(|layer| layer.digest).collect();
+        for record in ImageRecord::all(&self.root)? {
+            let has_layers = record.manifest.layers.iter().any(|it| stored.contains(&it.digest));
+            if !has_layers && !used.contains(&record.descriptor.digest) {
+                record.remove(&self.root)?;
+            }
+        }
+        Ok(())
     }
 
     /// Removes the layers of removed images, unless something else uses them. Those that are just being
@@ -376,15 +438,29 @@ impl Daemon {
                 }
             }
         }
+        self.forget_images();
     }
 
-    /// The layers that no mount uses, the least recently used first.
-    pub(super) fn unused_layers(&self) -> Result<Vec<Digest>> {
+    /// The layers that no mount uses, each class before the next, and in it the least recently used first.
+    pub(super) fn unused_layers(&self) -> Result<Vec<(CacheClass, Digest)>> {
         let needed = self.needed_layers()?;
         let mut layers = self.store.list()?;
         layers.retain(|layer| !layer.is_open && !needed.contains(&layer.digest));
-        layers.sort_by_key(|layer| layer.last_used);
-        Ok(layers.into_iter().map(|layer| layer.digest).collect())
+        let mut classes = Classes::default();
+        if !layers.is_empty() {
+            let records =
+                ImageRecord::all(&self.root).context("reading what is known of images")?;
+            records.iter().for_each(|record| classes.count_in(record));
+        }
+        layers.sort_by_key(|layer| (classes.of(&layer.digest), layer.last_used));
+        Ok(layers.into_iter().map(|layer| (classes.of(&layer.digest), layer.digest)).collect())
+    }
+
+    /// The classes of the layers of images that are mounted.
+    fn classes(&self) -> Classes {
+        let mut classes = Classes::default();
+        self.images.lock().values().for_each(|image| classes.count_in(&image.record));
+        classes
     }
 
     /// Layers of mounts, also of those that could not be taken over, and of images that are being
@@ -521,7 +597,8 @@ impl Daemon {
         };
         let coming: u64 = image.layers.iter().map(|layer| missing(layer)).sum();
         let removed = self.store.usage().map_err(anyhow::Error::from).and_then(|usage| {
-            self.remove_unused(usage.saturating_add(coming).saturating_sub(quota))
+            let needed = usage.saturating_add(coming).saturating_sub(quota);
+            self.remove_unused(needed, image.record.tuning.cache_class.max(CacheClass::Standard))
         });
         if let Err(err) = removed {
             tracing::warn!(error = crate::failure::in_full(&err), "unused layers stay");
@@ -550,6 +627,24 @@ impl Daemon {
     }
 }
 
+/// What layers are of another class than most.
+#[derive(Debug, Default)]
+struct Classes(HashMap<Digest, CacheClass>);
+
+impl Classes {
+    fn count_in(&mut self, image: &ImageRecord) {
+        let class = image.tuning.cache_class;
+        for layer in &image.manifest.layers {
+            let known = self.0.entry(layer.digest).or_insert(class);
+            *known = class.max(*known);
+        }
+    }
+
+    fn of(&self, layer: &Digest) -> CacheClass {
+        self.0.get(layer).copied().unwrap_or_default()
+    }
+}
+
 /// Whether the cache has exceeded its quota. It is said once: a quota that is too small is so again and
 /// again.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -567,6 +662,8 @@ pub(super) struct RoomState {
     disk: Disk,
     full_since: Option<Instant>,
     excess: Excess,
+    /// Since when what is not retained was too little.
+    short_since: Option<Instant>,
     /// Mounts have gone, or room was made, since it was decided what is completed.
     has_changed: bool,
     /// Layers that are not completed.
@@ -581,6 +678,9 @@ fn missing(layer: &Layer) -> u64 {
 ///
 /// They do not stay for safety; see `docs/design/0002-eviction.md`.
 const SETTLED: Duration = Duration::from_secs(1);
+
+/// So long a quota may be exceeded before what is retained has to go.
+const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Room is made for at least so many bytes when the disk is full.
 const STEP: u64 = 8 << 20;

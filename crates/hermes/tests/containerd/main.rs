@@ -203,6 +203,8 @@ fn images_are_lazy(version: ContainerdVersion) {
     wait_until("mounts to go", PATIENCE, are_gone).unwrap();
     let cached = || node.run("hermes", &["--output", "json", "cache", "ls"]);
     wait_until("layers to go", PATIENCE, || Ok(!cached()?.contains("sha256"))).unwrap();
+    let known = || Ok(node.path("/var/lib/hermes/images").read_dir()?.next().is_some());
+    wait_until("what is known of the image to go", PATIENCE, || known().map(|is| !is)).unwrap();
 }
 
 #[test]

@@ -120,6 +120,53 @@ fn a_sealed_layer_makes_room_and_is_sealed_again_through_fuse() {
 }
 
 /// Readers compare all bytes of three images in a cache that can hold one of them, while daemons die.
+#[test]
+fn what_is_retained_goes_last() {
+    let setup = Setup::new();
+    let (first, old) = image_from(&setup, "first", 0..12, 1 << 20);
+    let (second, new) = image_from(&setup, "second", 12..24, 1 << 20);
+    let (third, newest) = image_from(&setup, "third", 24..36, 1 << 20);
+    for name in [&first, &second, &third] {
+        setup.index(name);
+    }
+    setup.end_daemon();
+    let options = ["--quota", "16m", "--eviction-grace", "300ms", "--cache-class", "retained"];
+    let retained = setup.mount(&first, "first", &options);
+    setup.until_sealed();
+    let is_whole = || {
+        let status = setup.status();
+        let mount = mounted(&status, &retained);
+        assert_eq!(mount["bytes_present"], mount["bytes_total"]);
+        assert_eq!(mount["sealed"], true);
+    };
+
+    // Neither what is read all the time makes it go, nor what nobody uses.
+    let standard = setup.mount(&second, "second", &[]);
+    let disposable = setup.mount(&third, "third", &["--cache-class", "disposable"]);
+    for _ in 0..3 {
+        forget_pages();
+        check(&standard, &new);
+        check(&disposable, &newest);
+        until_within(&setup, 16 << 20);
+        is_whole();
+    }
+    setup.ok(&["umount", standard.to_str().unwrap()]);
+    setup.ok(&["umount", disposable.to_str().unwrap()]);
+    setup.ok(&["umount", retained.to_str().unwrap()]);
+    let standard = setup.mount(&second, "second", &[]);
+    check(&standard, &new);
+    let fetched = until_within(&setup, 16 << 20)["bytes_fetched"].as_u64().unwrap();
+    // Its layers were not mounted, and are there all the same.
+    let retained = setup.mount(&first, "first", &options[4..]);
+    check(&retained, &old);
+    assert_eq!(setup.status()["bytes_fetched"].as_u64().unwrap(), fetched);
+
+    // It is no promise: the quota is.
+    let another = setup.mount(&third, "third", &options[4..]);
+    check(&another, &newest);
+    until_within(&setup, 16 << 20);
+}
+
 #[track_caller]
 fn killed_daemons_and_evictions_cost_no_byte(backend: &str) {
     let setup = Setup::new();
