@@ -185,8 +185,7 @@ fn a_first_mount_transfers_and_writes_each_layer_once_and_the_next_is_lazy() {
     let whole = 3 * (8 << 20);
     assert!((whole..whole * 11 / 10).contains(&written), "{written} bytes written");
     for layer in &layers {
-        let (requests, sent) = setup.transferred(layer);
-        assert_eq!(requests, 1, "{layer}");
+        let (_, sent) = setup.transferred(layer);
         assert!((8 << 20..9 << 20).contains(&sent), "{layer}: {sent} bytes");
     }
     assert_eq!(std::fs::read_dir(setup.path("root/cache/incoming")).unwrap().count(), 0);
@@ -271,7 +270,9 @@ fn a_first_mount_that_was_killed_does_not_begin_anew_with_layers_that_are_whole(
     let name = format!("{}/resumed:1", setup.registry.reference_prefix());
     let dir = setup.mount(&name, "mnt", &[]);
     assert_eq!(setup.transferred(&image.layers[0].digest).0, 1);
-    assert_eq!(setup.transferred(&image.layers[1].digest).0, 2);
+    // What had come of it, and then all of it.
+    let (_, sent) = setup.transferred(&image.layers[1].digest);
+    assert!((12 << 20..24 << 20).contains(&sent), "{sent} bytes");
     check(&dir, &[small_content, large_content]);
     assert_eq!(std::fs::read_dir(setup.path("root/cache/incoming")).unwrap().count(), 0);
 }
@@ -299,11 +300,12 @@ fn mounts_at_a_time_receive_a_layer_once_and_do_not_hold_up_others() {
     });
     let blobs = |path: &Path| path.parent().is_some_and(|parent| parent.ends_with("large/blobs"));
     let requests = setup.registry.requests();
-    let mut of_layers: Vec<_> =
-        requests.iter().filter(|one| one.range.is_some() && blobs(Path::new(&one.path))).collect();
-    of_layers.sort_by(|one, other| one.path.cmp(&other.path));
-    let count = of_layers.len();
-    of_layers.dedup_by(|one, other| one.path == other.path);
+    let mut parts: Vec<_> = requests.iter().filter(|one| blobs(Path::new(&one.path))).collect();
+    parts.retain(|one| one.range.is_some());
+    parts.sort_by_key(|one| one.range);
     // The lower layer is that of the other image.
-    assert_eq!((of_layers.len(), count), (1, 1), "one layer once");
+    assert!(parts.iter().all(|one| one.path == parts[0].path), "one layer");
+    let n_parts = parts.len();
+    parts.dedup_by_key(|one| one.range);
+    assert!(parts.len() > 1 && parts.len() == n_parts, "each part once");
 }
