@@ -1,5 +1,5 @@
-//! A daemon with many images mounted: its memory, what it computes while nothing happens, and how soon they
-//! are back after its death.
+//! A daemon with many images mounted: its memory, what it computes while nothing happens, and how soon more
+//! of them are back after its death.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -14,7 +14,10 @@ use testkit::image::{Compression, Image, ImageBuilder, LayerBuilder};
 use testkit::registry::Registry;
 use testnode::wait_until;
 
+/// Whose memory is looked at.
 const IMAGES: usize = 50;
+/// Who have to be back.
+const IMAGES_BACK: usize = 200;
 /// Files of each image; what a language's run time has.
 const FILES: usize = 4000;
 const MOST_MIB: f64 = 150.0;
@@ -29,7 +32,7 @@ fn main() -> Result<()> {
     let registry = Registry::start(testkit::registry::Options::default())?;
     let hermes = Hermes::new()?;
     let mut images = Vec::new();
-    for number in 0..IMAGES {
+    for number in 0..IMAGES_BACK {
         let image = image(number).push_to(&registry, &format!("many-{number}"), "1")?;
         hermes.run(&["index", "build", &image.reference])?;
         images.push(image.reference);
@@ -51,6 +54,7 @@ fn main() -> Result<()> {
     }
     let mut report = Report::new("many", runs);
     report.fact("images", IMAGES);
+    report.fact("images that have to be back", IMAGES_BACK);
     report.fact("files of each", FILES);
     [memory, idle, back].into_iter().for_each(|figure| report.add(figure));
     report.finish(&options)
@@ -77,18 +81,21 @@ struct Run {
 }
 
 fn run(hermes: &Hermes, backend: &str, images: &[String]) -> Result<Run> {
-    for (number, image) in images.iter().enumerate() {
+    let mount = |number: usize, image: &String| {
         let dir = hermes.path(&format!("{backend}-{number}"));
         let dir = dir.to_str().context("a path that is not text")?;
         // As unsealed as they can be: a sealed layer needs less.
-        hermes.run(&["mount", "--backend", backend, "--completion", "never", image, dir])?;
-    }
+        hermes.run(&["mount", "--backend", backend, "--completion", "never", image, dir])
+    };
+    let images = images.iter().enumerate();
+    images.clone().take(IMAGES).try_for_each(|(n, image)| mount(n, image).map(drop))?;
     let daemon = hermes.daemon()?.context("the daemon is gone")?;
     let proc = PathBuf::from(format!("/proc/{daemon}"));
     let before = cpu_seconds(&proc)?;
     std::thread::park_timeout(IDLE);
     let idle = (cpu_seconds(&proc)? - before) / IDLE.as_secs_f64();
     let memory = mib(&proc, "VmRSS")?;
+    images.clone().skip(IMAGES).try_for_each(|(n, image)| mount(n, image).map(drop))?;
     let pid = Pid::from_raw(daemon).context("a process without a number")?;
     let begin = Instant::now();
     kill_process(pid, Signal::KILL)?;

@@ -15,11 +15,12 @@ mod service;
 mod source;
 mod start;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
+use std::num::NonZero;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -29,7 +30,7 @@ use artifacts::{
     stored_indexes,
 };
 use fill::{Durations, Engine, EngineOptions, Layer, LayerSpec, Order};
-use mounts::{Backend, FrontEnds, Holding, MountState, layer_name};
+use mounts::{Backend, FrontEnds, Holding, MountState, Record, layer_name};
 use oci::{Digest, Platform};
 use parking_lot::Mutex;
 use policy::{BackendChoice, Completion};
@@ -194,6 +195,7 @@ impl Daemon {
                 self.condemn(&record.layers);
             }
         }
+        self.load_ahead(&records, holding);
         for record in records {
             let (id, dir) = (record.id.clone(), record.dir.clone());
             let adopted = self.load(&record.manifest, holding).and_then(|image| {
@@ -213,6 +215,27 @@ impl Daemon {
         let images: Vec<Arc<LoadedImage>> = self.images.lock().values().cloned().collect();
         images.iter().for_each(|image| self.complete(image));
         Ok(())
+    }
+
+    /// Loads the images of mounts with all processors: readers wait meanwhile. What cannot be loaded, whoever
+    /// takes the mount over meets again.
+    fn load_ahead(&self, records: &[Record], holding: &Holding) {
+        let manifests: BTreeSet<Digest> = records.iter().map(|record| record.manifest).collect();
+        let manifests: Vec<Digest> = manifests.into_iter().collect();
+        let n_threads = std::thread::available_parallelism().map_or(1, NonZero::get);
+        let next = AtomicUsize::new(0);
+        let load = || {
+            while let Some(manifest) = manifests.get(next.fetch_add(1, Ordering::Relaxed)) {
+                if let Err(err) = self.load(manifest, holding) {
+                    tracing::debug!(%manifest, error = crate::failure::in_full(&err), "image not loaded");
+                }
+            }
+        };
+        std::thread::scope(|scope| {
+            for _ in 0..n_threads.min(manifests.len()) {
+                scope.spawn(load);
+            }
+        });
     }
 
     /// Makes sure that nobody gets zeros from the unfinished layers of an abandoned mount, and that
