@@ -24,6 +24,10 @@ CGO_ENABLED=1 go build -ldflags '-s -w' -o "$out/soci15" .
 cd "$source/cri"
 CGO_ENABLED=0 go build -ldflags '-s -w' -o "$out/cri" .
 
+# The OpenTelemetry collector.
+cd "$source/collector"
+CGO_ENABLED=0 go build -ldflags '-s -w' -o "$out/collector" .
+
 # containerd's own tests of snapshotters.
 cd "$source/suite"
 CGO_ENABLED=0 go test -c -o "$out/snapshotter-suite" .

@@ -23,6 +23,9 @@ const PEERS_RECIPE: &[&str] = &[
     include_str!("../peers/cri/go.mod"),
     include_str!("../peers/cri/go.sum"),
     include_str!("../peers/cri/main.go"),
+    include_str!("../peers/collector/go.mod"),
+    include_str!("../peers/collector/go.sum"),
+    include_str!("../peers/collector/main.go"),
     include_str!("../peers/suite/go.mod"),
     include_str!("../peers/suite/go.sum"),
     include_str!("../peers/suite/calls_test.go"),
@@ -58,8 +61,8 @@ impl Cache {
         self.folder.join(format!("root-{}", key(&[ROOT_RECIPE])))
     }
 
-    /// The folder with `containerd`, `ctr`, `containerd-shim-runc-v2`, `soci15`, `cri` and
-    /// `snapshotter-suite`, whether it is there or not.
+    /// The folder with `containerd`, `ctr`, `containerd-shim-runc-v2`, `soci15`, `cri`,
+    /// `collector` and `snapshotter-suite`, whether it is there or not.
     #[must_use]
     pub fn peers(&self) -> PathBuf {
         self.part("peers", PEERS_RECIPE)

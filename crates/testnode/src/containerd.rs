@@ -57,12 +57,26 @@ impl Node {
     /// # Errors
     /// When it does not answer within a minute.
     pub fn containerd(&self, version: ContainerdVersion, config: &str) -> Result<Containerd> {
+        self.containerd_with(version, config, &[])
+    }
+
+    /// As [`containerd`](Self::containerd), with additions to its environment.
+    ///
+    /// # Errors
+    /// When it does not answer within a minute.
+    pub fn containerd_with(
+        &self,
+        version: ContainerdVersion,
+        config: &str,
+        environment: &[(&str, &str)],
+    ) -> Result<Containerd> {
         self.write(CONFIG, config)?;
         // The shim is looked for where containerd itself is only if PATH says so.
         let path = format!("{}:/usr/sbin:/usr/bin:/sbin:/bin", version.programs());
         let program = format!("{}/containerd", version.programs());
+        let environment = [&[("PATH", path.as_str())], environment].concat();
         let daemon =
-            self.spawn_with("containerd", &program, &["--config", CONFIG], &[("PATH", &path)])?;
+            self.spawn_with("containerd", &program, &["--config", CONFIG], &environment)?;
         let mut containerd = Containerd { daemon, node: self.clone(), version };
         let socket = self.path(SOCKET);
         containerd.daemon.wait_ready("its socket", || Ok(UnixStream::connect(&socket).is_ok()))?;
