@@ -72,6 +72,13 @@ pub enum Event {
     },
     /// A write failed for want of room. Nothing is fetched before [`Engine::set_room`].
     NoRoom,
+    /// A read that had to wait is over.
+    Waited {
+        /// What was read, and how long it waited.
+        read: SlowRead,
+        /// Why it failed, if it did.
+        error: Option<String>,
+    },
 }
 
 /// Figures since the daemon started.
@@ -139,7 +146,8 @@ impl std::fmt::Debug for Engine {
 
 impl Engine {
     /// Starts the engine's threads, and its tasks on `runtime`. `tell` is called from the thread that
-    /// seals, which may wait for a disk; [`Event::NoRoom`] from any, and it must not wait there.
+    /// seals, which may wait for a disk; [`Event::NoRoom`] and [`Event::Waited`] from any, and it must not
+    /// wait there.
     ///
     /// # Errors
     /// When a thread cannot be started.
@@ -322,15 +330,20 @@ impl Shared {
         *self.last_demand.lock() = Instant::now();
     }
 
-    pub(crate) fn reader_done(&self, read: SlowRead) {
+    pub(crate) fn reader_done(&self, read: &SlowRead) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         self.waits.lock().add(read.waited);
         let mut slowest = self.slowest.lock();
         let at = slowest.partition_point(|other| other.waited >= read.waited);
         if at < SLOW_READS {
-            slowest.insert(at, read);
+            slowest.insert(at, read.clone());
             slowest.truncate(SLOW_READS);
         }
+    }
+
+    /// To be called when the reader has been let go: it does not wait for this too.
+    pub(crate) fn tell_of(&self, read: SlowRead, error: Option<String>) {
+        (self.tell)(Event::Waited { read, error });
     }
 
     /// How long nobody has waited for a byte.

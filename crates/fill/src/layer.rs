@@ -551,20 +551,21 @@ impl Layer {
 
     fn tell(&self, waiter: Waiter, result: Result<(), ReadError>) {
         let Range { start, end } = waiter.range;
-        let (layer, waited) = (&self.spec.digest, waiter.since.elapsed());
-        tracing::debug!(%layer, start, end, pid = waiter.reader.pid, ?waited, "a read waited");
-        if let Some(shared) = self.shared.upgrade() {
-            shared.reader_done(SlowRead {
-                layer: self.spec.digest,
-                range: waiter.range,
-                waited: waiter.since.elapsed(),
-                pid: waiter.reader.pid,
-            });
+        let (layer, waited, pid) = (self.spec.digest, waiter.since.elapsed(), waiter.reader.pid);
+        tracing::debug!(%layer, start, end, pid, ?waited, "a read waited");
+        let read = SlowRead { layer, range: waiter.range, waited, pid };
+        let shared = self.shared.upgrade();
+        if let Some(shared) = &shared {
+            shared.reader_done(&read);
         }
-        if let Err(err) = &result {
-            tracing::error!(pid = waiter.reader.pid, error = %err, "read failed");
+        let error = result.as_ref().err().map(ReadError::to_string);
+        if let Some(error) = &error {
+            tracing::error!(pid, error, "read failed");
         }
         (waiter.then)(result);
+        if let Some(shared) = shared {
+            shared.tell_of(read, error);
+        }
     }
 }
 

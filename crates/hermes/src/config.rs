@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
+use hyper::Uri;
 use registry::PluginConfig;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -33,6 +34,8 @@ pub(crate) struct Config {
     pub(crate) registry: RegistryConfig,
     /// What can be watched
     pub(crate) metrics: MetricsConfig,
+    /// What OpenTelemetry is told
+    pub(crate) tracing: TracingConfig,
 }
 
 /// What is kept of images.
@@ -97,6 +100,17 @@ pub(crate) struct MetricsConfig {
     /// Where Prometheus finds `/metrics`, over plain HTTP without a password; nowhere if not set
     #[schemars(example = "127.0.0.1:9464")]
     pub(crate) address: Option<SocketAddr>,
+}
+
+/// What OpenTelemetry is told.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default, deny_unknown_fields)]
+pub(crate) struct TracingConfig {
+    /// Where traces of pulls, mounts and first reads are sent: the base address of an OTLP receiver that
+    /// speaks HTTP, which has them at `/v1/traces`; nowhere if not set. What else the receiver wants, as
+    /// a token, is for the service's environment: `OTEL_EXPORTER_OTLP_HEADERS`
+    #[schemars(example = "http://127.0.0.1:4318")]
+    pub(crate) endpoint: Option<String>,
 }
 
 impl Default for CacheConfig {
@@ -211,6 +225,7 @@ impl Config {
             address.as_ref() != Some(socket),
             "containerd.address is our own containerd.socket"
         );
+        config.tracing.endpoint.as_deref().map_or(Ok(()), check_endpoint)?;
         Ok(config)
     }
 
@@ -255,6 +270,21 @@ impl Config {
     pub(crate) fn index_patience(&self) -> Duration {
         Duration::from_secs(self.containerd.index_patience_seconds.into())
     }
+}
+
+/// Whether traces can be sent there, and the address is one that may be logged.
+fn check_endpoint(endpoint: &str) -> Result<()> {
+    let address: Uri = endpoint.parse().context("tracing.endpoint is no address")?;
+    ensure!(
+        matches!(address.scheme_str(), Some("http" | "https")) && address.query().is_none(),
+        "tracing.endpoint is not as http://127.0.0.1:4318"
+    );
+    let has_user = address.authority().is_some_and(|authority| authority.as_str().contains('@'));
+    ensure!(
+        !has_user,
+        "tracing.endpoint has credentials: they are for OTEL_EXPORTER_OTLP_HEADERS, in the environment"
+    );
+    Ok(())
 }
 
 /// Runs a command on the configuration.
@@ -394,6 +424,9 @@ mod tests {
         check("[containerd]\naddress = 'containerd.sock'", "containerd.address");
         check("[containerd]\naddress = '/run/hermes/containerd.sock'", "is our own");
         check("[credentials]\nkubelet_config = '/a.yaml'", "need each other");
+        check("[tracing]\nendpoint = 'collector:4318'", "is not as http://");
+        check("[tracing]\nendpoint = 'grpc://collector:4317'", "is not as http://");
+        check("[tracing]\nendpoint = 'https://user:word@collector'", "has credentials");
         check(
             "[credentials]\nkubelet_config = 'a'\nkubelet_bin_dir = '/'",
             "kubelet_config is not",

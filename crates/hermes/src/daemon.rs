@@ -14,6 +14,7 @@ mod server;
 mod service;
 mod source;
 mod start;
+mod traces;
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
@@ -32,6 +33,7 @@ use artifacts::{
 use fill::{Durations, Engine, EngineOptions, Layer, LayerSpec, Order};
 use mounts::{Backend, FrontEnds, Holding, MountState, Record, layer_name};
 use oci::{Digest, Platform};
+use opentelemetry::KeyValue;
 use parking_lot::Mutex;
 use policy::{BackendChoice, Completion};
 use tokio::runtime::Handle;
@@ -43,6 +45,7 @@ use self::images::{ImageRecord, LoadedImage, merge, shape_of};
 use self::receive::Receiving;
 use self::room::RoomState;
 use self::source::Blob;
+use self::traces::Traces;
 use crate::args::{DaemonTuning, Rule};
 use crate::policies::Policies;
 use crate::program_files::{self, Command};
@@ -84,6 +87,7 @@ struct Daemon {
     mount_times: Mutex<Durations>,
     /// Indexes that were found to lie.
     revoked: Arc<AtomicU64>,
+    traces: Arc<Traces>,
     /// One image is made ready at a time, so that two mounts of it share it.
     preparing: tokio::sync::Mutex<()>,
     receiving: Receiving,
@@ -119,7 +123,7 @@ impl Daemon {
     fn new(
         root: &Path,
         (front_ends, keeper, credentials): (FrontEnds, Arc<keeper::Client>, NodeCredentials),
-        tuning: &DaemonTuning,
+        (tuning, traces): (&DaemonTuning, Traces),
         runtime: &Handle,
     ) -> Result<Self> {
         let boot_id =
@@ -137,15 +141,19 @@ impl Daemon {
         let (on_quota, on_full) = (Arc::clone(&pressure), Arc::clone(&pressure));
         let indexes = IndexStore::open(&root.join("index"))?;
         let (store_of_indexes, revoked) = (indexes.clone(), Arc::new(AtomicU64::new(0)));
-        let n_revoked = Arc::clone(&revoked);
+        let (n_revoked, traces) = (Arc::clone(&revoked), Arc::new(traces));
+        let told = Arc::clone(&traces);
         let tell = move |event| match event {
             fill::Event::Sealed { layer } => {
+                told.sealed(&layer);
                 if let Err(err) = store_of_indexes.make_durable(&layer) {
                     tracing::warn!(%layer, error = %err, "index may be lost with the machine's power");
                 }
             }
             fill::Event::NoRoom => on_full.notify_one(),
+            fill::Event::Waited { read, error } => told.waited(&read, error.as_deref()),
             fill::Event::Revoked { layer, index, why } => {
+                told.revoked(&layer, &why);
                 n_revoked.fetch_add(1, Ordering::Relaxed);
                 if let Err(err) = store_of_indexes.revoke(&layer, &index, &why) {
                     tracing::error!(%layer, error = %err, "index cannot be revoked for good");
@@ -182,6 +190,7 @@ impl Daemon {
             policies: OnceLock::new(),
             mount_times: Mutex::default(),
             revoked,
+            traces,
             preparing: tokio::sync::Mutex::default(),
             receiving: Receiving::default(),
         })
@@ -360,6 +369,15 @@ impl Daemon {
 
     /// Mounts an image; the answer is what `status` says of the mount. On a full disk it makes room first.
     async fn mount(&self, request: &MountRequest, progress: Progress<'_>) -> Result<MountReport> {
+        let mount = self.mount_with_room(request, progress);
+        Box::pin(self.traces.mount(&request.image, mount)).await
+    }
+
+    async fn mount_with_room(
+        &self,
+        request: &MountRequest,
+        progress: Progress<'_>,
+    ) -> Result<MountReport> {
         let mut mounted = self.try_mount(request, progress).await;
         // A layer without an index may need any amount, and nobody can say how much.
         for bytes in [8 << 20, 128 << 20, 2 << 30] {
@@ -403,6 +421,7 @@ impl Daemon {
         let to_mount = loaded.to_mount(&self.root);
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
         let mounted = begin.elapsed();
+        self.traces.mounted(&loaded, record.backend);
         self.mount_times.lock().add(mounted);
         tracing::info!(image = %request.image, ?resolved, ?prepared, ?mounted, "image mounted");
         self.make_room_for(&loaded);
@@ -414,7 +433,7 @@ impl Daemon {
 
     /// Finds out what the name of `origin` means. Meanwhile connections are opened for what comes next.
     async fn resolve(&self, origin: &Origin, platform: &Platform) -> Result<names::Resolved> {
-        let resolving = async {
+        let resolving = self.traces.within("resolve", Vec::new, async {
             let mut resolving = std::pin::pin!(names::resolve(&self.root, origin, platform));
             tokio::select! {
                 biased;
@@ -422,7 +441,7 @@ impl Daemon {
                 // While the registry thinks about the first question.
                 () = origin.warm_up() => resolving.await,
             }
-        };
+        });
         Box::pin(resolving).await
     }
 
@@ -444,13 +463,30 @@ impl Daemon {
             }
         };
         let image = origin.configure(found.clone(), platform);
-        let (image, indexes) = Box::pin(async { tokio::join!(image, indexes) }).await;
-        Ok(Looked { image: image?, indexes: indexes? })
+        let looking = self.traces.within("find-index", Vec::new, async {
+            let (image, indexes) = tokio::join!(image, indexes);
+            let looked = Looked { image: image?, indexes: indexes? };
+            traces::note(KeyValue::new(traces::INDEX, looked.indexes.reason.clone()));
+            anyhow::Ok(looked)
+        });
+        Box::pin(looking).await
     }
 
     /// Loads an image. Layers without an index are received first. `looked` is what a look at it has shown,
     /// if that was just done.
     async fn prepare(
+        &self,
+        origin: &Origin,
+        (manifest, platform): (FoundManifest, &Platform),
+        how: (&Access, MountTuning),
+        looked: Option<Looked>,
+        progress: Progress<'_>,
+    ) -> Result<Arc<LoadedImage>> {
+        let preparing = self.get_ready(origin, (manifest, platform), how, looked, progress);
+        Box::pin(self.traces.within("prepare", Vec::new, preparing)).await
+    }
+
+    async fn get_ready(
         &self,
         origin: &Origin,
         (manifest, platform): (FoundManifest, &Platform),

@@ -8,9 +8,12 @@ use std::time::{Instant, SystemTime};
 
 use causes::in_full;
 use futures_util::{Stream, stream};
+use opentelemetry::Context;
+use opentelemetry::propagation::Extractor;
 use prost_types::{FieldMask, Timestamp};
 use tokio::net::UnixListener;
 use tokio_stream::wrappers::UnixListenerStream;
+use tonic::metadata::{KeyRef, MetadataMap};
 use tonic::{Code, Request, Response, Status};
 
 use crate::api::snapshots::snapshots_server::{Snapshots as Api, SnapshotsServer};
@@ -137,9 +140,11 @@ impl Api for Service {
         &self,
         request: Request<PrepareSnapshotRequest>,
     ) -> Result<Response<PrepareSnapshotResponse>, Status> {
+        let trace = trace_of(request.metadata());
         let PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let labels = sorted(labels);
         let create = move |snapshots: &Snapshots, key: &str| {
+            let _within = trace.attach();
             Ok(snapshots.create(Kind::Active, (key, &parent), &labels)?)
         };
         let mounts = vec![self.call("Prepare", key, create).await?.into()];
@@ -150,9 +155,11 @@ impl Api for Service {
         &self,
         request: Request<ViewSnapshotRequest>,
     ) -> Result<Response<ViewSnapshotResponse>, Status> {
+        let trace = trace_of(request.metadata());
         let ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let labels = sorted(labels);
         let create = move |snapshots: &Snapshots, key: &str| {
+            let _within = trace.attach();
             Ok(snapshots.create(Kind::View, (key, &parent), &labels)?)
         };
         let mounts = vec![self.call("View", key, create).await?.into()];
@@ -163,8 +170,12 @@ impl Api for Service {
         &self,
         request: Request<MountsRequest>,
     ) -> Result<Response<MountsResponse>, Status> {
+        let trace = trace_of(request.metadata());
         let key = request.into_inner().key;
-        let mounts = |snapshots: &Snapshots, key: &str| Ok(snapshots.mounts(key)?);
+        let mounts = move |snapshots: &Snapshots, key: &str| {
+            let _within = trace.attach();
+            Ok(snapshots.mounts(key)?)
+        };
         let mounts = vec![self.call("Mounts", key, mounts).await?.into()];
         Ok(Response::new(MountsResponse { mounts }))
     }
@@ -286,6 +297,27 @@ fn label_of(path: &str) -> Option<&str> {
 }
 
 /// Labels with an empty value are none.
+/// The trace that a call belongs to, if containerd has one and this process wants to know.
+fn trace_of(metadata: &MetadataMap) -> Context {
+    opentelemetry::global::get_text_map_propagator(|known| known.extract(&Headers(metadata)))
+}
+
+struct Headers<'a>(&'a MetadataMap);
+
+impl Extractor for Headers<'_> {
+    fn get(&self, key: &str) -> Option<&str> {
+        self.0.get(key)?.to_str().ok()
+    }
+
+    fn keys(&self) -> Vec<&str> {
+        let ascii = |key| match key {
+            KeyRef::Ascii(key) => Some(key.as_str()),
+            KeyRef::Binary(_) => None,
+        };
+        self.0.keys().filter_map(ascii).collect()
+    }
+}
+
 fn sorted(labels: HashMap<String, String>) -> BTreeMap<String, String> {
     labels.into_iter().filter(|(_, value)| !value.is_empty()).collect()
 }

@@ -11,6 +11,7 @@ use artifacts::{FoundManifest, ImageName, IndexOutcome, Origin, OriginError};
 use futures_util::FutureExt;
 use mounts::MountState;
 use oci::{Descriptor, Digest, Platform, Reference};
+use opentelemetry::trace::FutureExt as _;
 use parking_lot::Mutex;
 use policy::{Behaviour, Mode, Reason, Selected};
 use registry::FetchError;
@@ -261,13 +262,14 @@ impl ContainerdImages {
         let (daemon, access) = (Arc::clone(&self.daemon), self.access.clone());
         let platform = self.platform.clone();
         let tuning = tuning_of(behaviour);
-        async move {
+        let prepare = async move {
             let (looked, how) = (Some(looked), (&access, tuning));
             let prepared = daemon.prepare(&origin, (found, &platform), how, looked, QUIETLY);
             let image = Box::pin(prepared).await?;
             daemon.prefetch_program(&image, tuning, &[]);
             Ok(image)
-        }
+        };
+        prepare.with_current_context()
     }
 
     fn mount_image(&self, layer: &LazyLayer, dir: &Path) -> Result<()> {
@@ -300,6 +302,7 @@ impl ContainerdImages {
 impl LazyImages for ContainerdImages {
     fn find(&self, wanted: &WantedLayer<'_>) -> Option<LazyLayer> {
         let ImageName::Registry(reference) = wanted.image.parse().ok()? else { return None };
+        let pull = self.daemon.traces.pull(wanted.image, wanted.manifest);
         let policies = self.policies.current();
         let selected = policies.select(&reference, &self.platform);
         let policy = selected.as_ref().map_or_else(|(_, policy)| *policy, |it| Some(it.policy));
@@ -315,6 +318,9 @@ impl LazyImages for ContainerdImages {
             policy: policy.map(str::to_owned),
             ..DecisionReport::new(&reference.to_string(), wanted.manifest, reason, detail)
         };
+        if let Some(pull) = pull {
+            pull.decided(&decision);
+        }
         self.daemon.decisions.lock().add(decision);
         decided.ok().map(|(layer, _)| layer)
     }
@@ -398,6 +404,11 @@ impl Daemon {
         part: Option<&LazyLayer>,
     ) -> Result<()> {
         let Some(part) = part else { return self.mount(request, QUIETLY).await.map(drop) };
+        let mount = self.mount_part(request, part);
+        Box::pin(self.traces.mount(&request.image, mount)).await
+    }
+
+    async fn mount_part(&self, request: &MountRequest, part: &LazyLayer) -> Result<()> {
         let name = request.image.parse()?;
         let origin = Origin::open(&name, &self.client(&request.access))?;
         let platform = Platform::host();
@@ -408,7 +419,8 @@ impl Daemon {
         let whole = Box::pin(prepared).await?;
         let loaded = self.load_part(&origin, &whole.record, part)?;
         let to_mount = loaded.to_mount(&self.root);
-        self.front_ends.mount(&to_mount, &request.dir, request.backend)?;
+        let record = self.front_ends.mount(&to_mount, &request.dir, request.backend)?;
+        self.traces.mounted(&loaded, record.backend);
         self.make_room_for(&loaded);
         self.complete(&loaded);
         Ok(())

@@ -25,6 +25,7 @@ use tokio::task::JoinSet;
 
 use super::Daemon;
 use super::report::StatusReport;
+use super::traces;
 
 /// What is known at one moment.
 #[derive(Debug)]
@@ -33,6 +34,7 @@ struct Snapshot {
     waits: Durations,
     mount_times: Durations,
     revoked: u64,
+    spans: traces::Figures,
 }
 
 type Labels = [(&'static str, String)];
@@ -45,6 +47,7 @@ impl Daemon {
             waits: self.engine.figures().waits,
             mount_times: *self.mount_times.lock(),
             revoked: self.revoked.load(Ordering::Relaxed),
+            spans: self.traces.figures(),
         };
         let mut registry = Registry::with_prefix("hermes");
         registry.register_collector(Box::new(snapshot));
@@ -66,7 +69,10 @@ impl Collector for Snapshot {
         self.containerd(&mut page)?;
         self.mounts(&mut page)?;
         self.network(&mut page)?;
-        self.room(&mut page)
+        self.room(&mut page)?;
+        let traces::Figures { exported, dropped } = self.spans;
+        page.counter("exported_spans", "Spans that the receiver of traces has", one(exported))?;
+        page.counter("dropped_spans", "Spans that it did not take, or not in time", one(dropped))
     }
 }
 

@@ -11,11 +11,13 @@ use cache::KeepError;
 use futures_util::{StreamExt, TryStreamExt};
 use index::LayerIndex;
 use oci::Digest;
+use opentelemetry::KeyValue;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
 use ztoc::SpanOptions;
 
 use super::images::shape_of;
+use super::traces::number;
 use super::{Daemon, Progress};
 use crate::stream;
 
@@ -63,9 +65,17 @@ impl Daemon {
             let done = done.fetch_add(bytes, Ordering::Relaxed) + bytes;
             progress(&what, done, total);
         };
+        let attributes = || {
+            let layers = number(layers.len() as u64);
+            vec![
+                KeyValue::new("hermes.layers", layers),
+                KeyValue::new("hermes.bytes", number(total)),
+            ]
+        };
         let each: Vec<_> =
-            layers.into_iter().map(|layer| self.receive_layer(origin, layer, &count)).collect();
-        futures_util::stream::iter(each).buffer_unordered(LAYERS_AT_A_TIME).try_collect().await
+            layers.iter().map(|layer| self.receive_layer(origin, layer, &count)).collect();
+        let all = futures_util::stream::iter(each).buffer_unordered(LAYERS_AT_A_TIME);
+        self.traces.within("fetch", attributes, all.try_collect()).await
     }
 
     async fn receive_layer(

@@ -159,7 +159,7 @@ fn waiting_files(image: &LoadedImage) -> Vec<String> {
 }
 
 /// The file of the image that the byte of a layer belongs to.
-fn file_at(image: &LoadedImage, layer: &Arc<Layer>, offset: u64) -> String {
+pub(super) fn file_at(image: &LoadedImage, layer: &Arc<Layer>, offset: u64) -> String {
     let number = image.layers.iter().position(|other| Arc::ptr_eq(other, layer));
     let number = number.and_then(|number| u32::try_from(number).ok());
     let node = number.and_then(|number| image.tree.file_at(number, offset));

@@ -13,6 +13,7 @@ use snapshotter::ImageCalls;
 use tokio::runtime::Handle;
 
 use super::credentials::NodeCredentials;
+use super::traces::Traces;
 use super::{Daemon, lazy, metrics, server, service};
 use crate::args::{DaemonArguments, DaemonTuning, GlobalArguments};
 use crate::config::Config;
@@ -58,7 +59,8 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     let from = config.as_ref().map(|config| config.credentials.clone()).unwrap_or_default();
     let credentials = NodeCredentials::new(&from, Arc::clone(&holding));
     let parts = (front_ends, keeper, credentials);
-    let daemon = Arc::new(Daemon::new(&root, parts, &tuning, runtime.handle())?);
+    let traces = traces(config.as_ref(), runtime.handle());
+    let daemon = Arc::new(Daemon::new(&root, parts, (&tuning, traces), runtime.handle())?);
     daemon.adopt_all(&holding)?;
     daemon.front_ends.listen(orphans)?;
     // The first mount should not have to wait for it.
@@ -75,6 +77,7 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     let containerd = for_containerd(&daemon, config, runtime.handle())?;
     let served = server::serve(Arc::clone(&daemon), holding, (options, containerd, metrics), ready);
     let served = runtime.block_on(served);
+    runtime.block_on(daemon.traces.finish(LAST_TRACES));
     if respawn {
         // The keeper was told that this is the end.
         Restarter::Nobody.write_down(&lock)?;
@@ -115,6 +118,17 @@ fn configured(tuning: &DaemonTuning, config: Option<&Config>, root: &Path) -> Re
     }
     tuning.eviction_grace.get_or_insert_with(|| config.eviction_grace());
     Ok(tuning)
+}
+
+/// What makes the spans that a configuration wants. Without them everything else goes on.
+fn traces(config: Option<&Config>, runtime: &Handle) -> Traces {
+    let endpoint = config.and_then(|config| config.tracing.endpoint.as_deref());
+    let traces = endpoint.map(|endpoint| Traces::start(endpoint, runtime));
+    traces.transpose().map(Option::unwrap_or_default).unwrap_or_else(|err| {
+        let error = crate::failure::in_full(&err);
+        tracing::error!(error, "there are no traces; `tracing.endpoint` says where they go");
+        Traces::default()
+    })
 }
 
 /// Opens what containerd is served with, if it is to be.
@@ -215,3 +229,6 @@ pub(super) fn keep(root: &Path, options: &server::ServerOptions) -> Result<keepe
     client.daemon().context("greeting the keeper")?;
     Ok(client)
 }
+
+/// How long the end of a daemon waits for a receiver of traces.
+const LAST_TRACES: Duration = Duration::from_secs(1);

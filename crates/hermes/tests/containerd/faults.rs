@@ -14,7 +14,7 @@ use super::{
 };
 
 /// Nothing but what is read is fetched, and who waits for it fails after a while.
-fn fetch_late(node: &Node, deadline_seconds: u32) {
+pub(super) fn fetch_late(node: &Node, deadline_seconds: u32) {
     let only_what_is_read = format!(
         "{}  completion: never\n  priority: 1\n  readDeadlineSeconds: {deadline_seconds}\n",
         policy("glob: '**/lazy:*'").replace("name: lazy", "name: late")
@@ -23,7 +23,11 @@ fn fetch_late(node: &Node, deadline_seconds: u32) {
 }
 
 /// Reads what nobody has read before.
-fn read_numbers(containerd: &Containerd, image: &str, name: &str) -> anyhow::Result<String> {
+pub(super) fn read_numbers(
+    containerd: &Containerd,
+    image: &str,
+    name: &str,
+) -> anyhow::Result<String> {
     let run = ["run", "--rm", "--snapshotter", "hermes", image, name];
     containerd.ctr(&[&run[..], &["/bin/sha256sum", "/data/numbers"]].concat())
 }

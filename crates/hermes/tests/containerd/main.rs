@@ -7,6 +7,7 @@ mod faults;
 mod load;
 mod node;
 mod seeing;
+mod traces;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
