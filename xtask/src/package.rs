@@ -120,6 +120,8 @@ impl Stage {
         let unit =
             read("docs/hermes.service")?.replace("/usr/local/bin/hermes ", "/usr/bin/hermes ");
         self.write("usr/lib/systemd/system/hermes.service", unit, 0o644)?;
+        let socket = read("docs/hermes.socket")?;
+        self.write("usr/lib/systemd/system/hermes.socket", socket, 0o644)?;
         let says = |arguments: &[&str]| output(Command::new(&hermes).args(arguments));
         self.write(CONFIG, says(&["config", "default"])?, 0o644)?;
         for (shell, place) in [

@@ -40,6 +40,8 @@ pub(super) struct ServerOptions {
 pub(super) struct ForContainerd {
     pub(super) snapshots: Arc<Snapshots>,
     pub(super) socket: PathBuf,
+    /// The socket, if systemd listens at it: then it is systemd's, before and after this daemon.
+    pub(super) activated: Option<std::os::unix::net::UnixListener>,
     /// If the kubelet is to be served as well.
     pub(super) image_calls: Option<ImageCalls>,
 }
@@ -107,6 +109,7 @@ pub(super) async fn serve(
 struct Containerd {
     /// Its only task.
     server: JoinSet<Result<()>>,
+    /// What it made itself.
     socket: Option<PathBuf>,
     stop: Arc<Notify>,
 }
@@ -114,19 +117,28 @@ struct Containerd {
 impl Containerd {
     fn serve(what: Option<ForContainerd>, holding: &Holding) -> Result<Self> {
         let (mut server, stop) = (JoinSet::new(), Arc::new(Notify::new()));
-        let Some(ForContainerd { snapshots, socket, image_calls }) = what else {
+        let Some(ForContainerd { snapshots, socket, activated, image_calls }) = what else {
             return Ok(Self { server, socket: None, stop });
         };
-        let listener = listen_for_good(&socket, holding)
-            .with_context(|| format!("listening at {}", socket.display()))?;
-        let kubelet = image_calls.is_some();
-        tracing::info!(socket = %socket.display(), kubelet, "containerd is served");
+        let (kubelet, by_systemd) = (image_calls.is_some(), activated.is_some());
+        let listener = match activated {
+            Some(activated) => {
+                // One of a daemon before there was a unit for it.
+                if holding.get(LISTENER).is_some() {
+                    holding.remove(LISTENER);
+                }
+                from_std(activated)
+            }
+            None => listen_for_good(&socket, holding),
+        };
+        let listener = listener.with_context(|| format!("listening at {}", socket.display()))?;
+        tracing::info!(socket = %socket.display(), by_systemd, kubelet, "containerd is served");
         let stopped = Arc::clone(&stop);
         server.spawn(async move {
             snapshotter::serve(listener, snapshots, image_calls, stopped.notified()).await?;
             Ok(())
         });
-        Ok(Self { server, socket: Some(socket), stop })
+        Ok(Self { server, socket: (!by_systemd).then_some(socket), stop })
     }
 
     /// Why it ended, which it should not; waits for ever if there is none.
@@ -141,13 +153,13 @@ impl Containerd {
 
     /// Lets the calls end that have begun. Where another daemon `is_needed`, further ones wait for it.
     async fn stop(mut self, holding: &Holding, is_needed: bool) {
-        let Some(socket) = self.socket.take() else { return };
-        if !is_needed {
+        if let Some(socket) = self.socket.take().filter(|_| !is_needed) {
             // First, so that nobody connects who would not be answered.
             std::fs::remove_file(&socket).ok();
             holding.remove(LISTENER);
         }
         self.stop.notify_one();
+        // At once if containerd is not served.
         if tokio::time::timeout(LAST_CALLS, self.server.join_next()).await.is_err() {
             tracing::warn!("calls of containerd were broken off");
         }
@@ -174,17 +186,20 @@ fn listen_for_good(path: &Path, holding: &Holding) -> io::Result<UnixListener> {
     if let Some((_, held)) = holding.get(LISTENER).filter(|(note, _)| note == place)
         && path.exists()
     {
-        let listener = std::os::unix::net::UnixListener::from(held);
-        listener.set_nonblocking(true)?;
-        return UnixListener::from_std(listener);
+        return from_std(held.into());
     }
     let listener = listen(path)?;
     holding.put(LISTENER, place, listener.as_fd())?;
     Ok(listener)
 }
 
+fn from_std(listener: std::os::unix::net::UnixListener) -> io::Result<UnixListener> {
+    listener.set_nonblocking(true)?;
+    UnixListener::from_std(listener)
+}
+
 /// What the socket for containerd is held as.
-const LISTENER: &str = "containerd";
+pub(super) const LISTENER: &str = "containerd";
 
 async fn finish(daemon: Arc<Daemon>, holding: Arc<Holding>) -> Result<()> {
     // An unmount that was just asked for is not over when umount(2) returns: the kernel lets go of

@@ -1,25 +1,67 @@
 //! The daemon as a service of systemd.
 
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
 use keeper::SystemdStore;
+use rustix::net::{AddressFamily, sockopt};
 use tokio::time::MissedTickBehavior;
 
-use super::Daemon;
+use super::{Daemon, server};
 use crate::args::ServiceArguments;
 
-/// What holds descriptors beside the keeper, if this process is a service. To be called before
-/// anything else is opened: the descriptors that systemd left are taken over here.
-pub(super) fn store(arguments: &ServiceArguments) -> Result<Option<Arc<SystemdStore>>> {
+/// What systemd has for this process.
+pub(super) struct Inherited {
+    /// What holds descriptors beside the keeper, if this process is a service.
+    pub(super) store: Option<Arc<SystemdStore>>,
+    /// Sockets that systemd listens at for it, as a `.socket` unit says.
+    pub(super) listening: Vec<UnixListener>,
+}
+
+/// Takes over what systemd has. To be called before anything else is opened.
+pub(super) fn inherit(arguments: &ServiceArguments) -> Result<Inherited> {
     let ServiceArguments { notify_socket, listen_pid, listen_fds, listen_fdnames, .. } = arguments;
-    let Some(socket) = notify_socket.as_deref().filter(|socket| !socket.is_empty()) else {
-        return Ok(None);
-    };
     let inherited = keeper::inherited(listen_pid, listen_fds, listen_fdnames)
         .context("taking over the descriptors that systemd keeps")?;
-    Ok(Some(Arc::new(SystemdStore::new(socket, inherited)?)))
+    // What the store holds of ours is known by its name, whatever it is.
+    let is_activated =
+        |(name, fd): &(String, OwnedFd)| name != server::LISTENER && is_listening(fd.as_fd());
+    let (activated, stored): (Vec<_>, Vec<_>) = inherited.into_iter().partition(is_activated);
+    let store = notify_socket.as_deref().filter(|socket| !socket.is_empty());
+    let store = store.map(|socket| SystemdStore::new(socket, stored)).transpose()?;
+    let listening = activated.into_iter().map(|(_, fd)| UnixListener::from(fd)).collect();
+    Ok(Inherited { store: store.map(Arc::new), listening })
+}
+
+/// Whether it is a unix socket that listens.
+fn is_listening(fd: BorrowedFd<'_>) -> bool {
+    sockopt::socket_acceptconn(fd).is_ok_and(|listens| listens)
+        && sockopt::socket_domain(fd).is_ok_and(|domain| domain == AddressFamily::UNIX)
+}
+
+/// The one of these sockets that is at `path`. Who connects to another one would not be answered.
+pub(super) fn listening_at(listening: Vec<UnixListener>, path: &Path) -> Option<UnixListener> {
+    let mut found = None;
+    for listener in listening {
+        let address = listener.local_addr().ok();
+        match address.as_ref().and_then(|address| address.as_pathname()) {
+            Some(at) if is_same(at, path) => found = Some(listener),
+            at => {
+                let configured = path.display();
+                tracing::warn!(?at, %configured, "a socket of systemd is not used: ListenStream= and `containerd.socket` differ");
+            }
+        }
+    }
+    found
+}
+
+fn is_same(one: &Path, other: &Path) -> bool {
+    let real = |path: &Path| std::fs::canonicalize(path).ok();
+    one == other || real(one).is_some_and(|one| Some(one) == real(other))
 }
 
 /// How often systemd is to be told that this process is alive: twice as often as it wants to hear it.

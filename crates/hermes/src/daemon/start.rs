@@ -1,6 +1,7 @@
 //! How a daemon starts, and what it ends with.
 
 use std::fs::{self, File};
+use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,7 +23,7 @@ use crate::spawn::{LOCK, Restarter, Started};
 
 /// Runs the daemon until it is told to stop.
 pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Result<()> {
-    let systemd = service::store(&arguments.service)?;
+    let service::Inherited { store: systemd, listening } = service::inherit(&arguments.service)?;
     crate::registries::get_ready().context("starting a thread")?;
     fs::create_dir_all(&common.root)
         .with_context(|| format!("making {}", common.root.display()))?;
@@ -74,7 +75,7 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     };
     let metrics = config.as_ref().and_then(|config| config.metrics.address);
     let metrics = metrics.and_then(|address| runtime.block_on(metrics::listen(address)));
-    let containerd = for_containerd(&daemon, config, runtime.handle())?;
+    let containerd = for_containerd(&daemon, (config, listening), runtime.handle())?;
     let served = server::serve(Arc::clone(&daemon), holding, (options, containerd, metrics), ready);
     let served = runtime.block_on(served);
     runtime.block_on(daemon.traces.finish(LAST_TRACES));
@@ -134,7 +135,7 @@ fn traces(config: Option<&Config>, runtime: &Handle) -> Traces {
 /// Opens what containerd is served with, if it is to be.
 fn for_containerd(
     daemon: &Arc<Daemon>,
-    config: Option<Config>,
+    (config, listening): (Option<Config>, Vec<UnixListener>),
     runtime: &Handle,
 ) -> Result<Option<server::ForContainerd>> {
     let Some(config) = config else { return Ok(None) };
@@ -154,7 +155,8 @@ fn for_containerd(
                 let _in_runtime = runtime.enter();
                 ImageCalls::new(address, Arc::clone(&daemon.credentials) as _)
             });
-            Ok(Some(server::ForContainerd { snapshots, socket, image_calls }))
+            let activated = service::listening_at(listening, &socket);
+            Ok(Some(server::ForContainerd { snapshots, socket, activated, image_calls }))
         }
         // Containers that run need this daemon more than new ones do.
         Err(err) if daemon.is_needed() => {

@@ -10,7 +10,7 @@ use super::edit;
 use super::faults::{self, Fault};
 use super::files::Files;
 use super::record::Record;
-use super::service::{self, NAME};
+use super::service::{self, NAME, SOCKET};
 use super::settings::{self, Effective, Wanted, file_version};
 use super::steps::Steps;
 use crate::args::{GlobalArguments, InstallArguments, RestartArguments};
@@ -43,7 +43,7 @@ pub(super) fn run(
     let mut files = Files { root: &root, record, steps };
     files.make_folder(&root, "for the cache and what is written down here")?;
     write_config(&mut files, &config)?;
-    write_service(&mut files, arguments)?;
+    write_service(&mut files, arguments, &config)?;
     // Last: containerd may be restarted at any moment, and asks for Hermes then.
     let changed = carry_out(&mut files, &containerd, &plan)?;
     if changed {
@@ -74,11 +74,20 @@ fn write_config(files: &mut Files<'_>, config: &Config) -> Result<()> {
     files.make_folder(&config.containerd.policies, "for policies; without one no image is lazy")
 }
 
-fn write_service(files: &mut Files<'_>, arguments: &InstallArguments) -> Result<()> {
-    let unit = service::unit(files.root)?;
-    let place = service::place();
-    let changed = !service::is_packaged(&unit)
-        && files.write(&place, &unit, "the service of systemd", &[])?;
+fn write_service(
+    files: &mut Files<'_>,
+    arguments: &InstallArguments,
+    config: &Config,
+) -> Result<()> {
+    let units = [
+        (SOCKET, service::socket_unit(&config.containerd.socket)?, "where systemd listens for it"),
+        (NAME, service::unit(files.root)?, "the service of systemd"),
+    ];
+    let mut changed = false;
+    for (name, unit, what) in units {
+        changed |= !service::is_packaged(name, &unit)
+            && files.write(&service::place(name), &unit, what, &[])?;
+    }
     if !service::is_there() {
         return files.steps.note(format!(
             "systemd does not run here: start `hermes daemon --config {}` by other means, before containerd",

@@ -12,8 +12,14 @@ use crate::args::RestartArguments;
 const UNIT: &str = include_str!("../../../../docs/hermes.service");
 /// What it starts there.
 const DOCUMENTED: &str = "/usr/local/bin/hermes daemon --config /etc/hermes/config.toml";
+/// The socket of the documentation.
+const SOCKET_UNIT: &str = include_str!("../../../../docs/hermes.socket");
+/// Where systemd listens there.
+const DOCUMENTED_SOCKET: &str = "/run/hermes/containerd.sock";
 /// The name of the service.
 pub(super) const NAME: &str = "hermes.service";
+/// The name of the socket, which the service enables and starts.
+pub(super) const SOCKET: &str = "hermes.socket";
 /// Where packages put it.
 const PACKAGED: [&str; 2] = ["/usr/lib/systemd/system", "/lib/systemd/system"];
 
@@ -31,9 +37,19 @@ pub(super) fn may_restart_containerd(arguments: &RestartArguments) -> Result<boo
     Ok(arguments.restart_containerd)
 }
 
-/// Where the administrator's units are.
-pub(super) fn place() -> PathBuf {
-    Path::new("/etc/systemd/system").join(NAME)
+/// Where the administrator has a unit.
+pub(super) fn place(name: &str) -> PathBuf {
+    Path::new("/etc/systemd/system").join(name)
+}
+
+/// The socket for containerd at this path.
+pub(super) fn socket_unit(socket: &Path) -> Result<String> {
+    let path = socket.display().to_string();
+    ensure!(
+        path.chars().all(is_plain),
+        "systemd cannot listen at `{path}`: use a path of letters, digits and `/._-` only"
+    );
+    Ok(SOCKET_UNIT.replace(DOCUMENTED_SOCKET, &path))
 }
 
 /// The unit for this program and this root folder.
@@ -43,7 +59,6 @@ pub(super) fn unit(root: &Path) -> Result<String> {
     if root != Path::new(crate::args::USUAL_ROOT) {
         command = format!("{command} --root {}", root.display());
     }
-    let is_plain = |c: char| !c.is_whitespace() && !"\"'\\%$".contains(c);
     let n_spaces = command.matches(' ').count();
     ensure!(
         command.chars().filter(|c| !is_plain(*c)).count() == n_spaces && n_spaces <= 2,
@@ -53,9 +68,14 @@ pub(super) fn unit(root: &Path) -> Result<String> {
         .replace(DOCUMENTED, &format!("{command} daemon --config {}", crate::config::USUAL_PLACE)))
 }
 
+/// Whether it means itself in a unit.
+fn is_plain(c: char) -> bool {
+    !c.is_whitespace() && !"\"'\\%$".contains(c)
+}
+
 /// Whether a package has brought this unit.
-pub(super) fn is_packaged(unit: &str) -> bool {
-    let texts = PACKAGED.iter().map(|folder| std::fs::read_to_string(Path::new(folder).join(NAME)));
+pub(super) fn is_packaged(name: &str, unit: &str) -> bool {
+    let texts = PACKAGED.iter().map(|folder| std::fs::read_to_string(Path::new(folder).join(name)));
     texts.flatten().any(|text| text == unit)
 }
 
@@ -81,5 +101,20 @@ mod tests {
         assert_eq!(line("/srv/h"), format!("ExecStart=PROGRAM --root /srv/h {daemon}"));
         unit(Path::new("/srv/a b")).unwrap_err();
         unit(Path::new("/srv/100%")).unwrap_err();
+    }
+
+    #[test]
+    fn the_documented_socket_is_where_containerd_looks() {
+        let usual = crate::config::Config::default().containerd.socket;
+        assert_eq!(socket_unit(&usual).unwrap(), SOCKET_UNIT);
+        let lines =
+            |unit: &str| unit.lines().filter(|line| line.starts_with("ListenStream=")).count();
+        let elsewhere = socket_unit(Path::new("/run/h.sock")).unwrap();
+        assert!(elsewhere.contains("\nListenStream=/run/h.sock\n") && lines(&elsewhere) == 1);
+        socket_unit(Path::new("/run/a b")).unwrap_err();
+        // What is enabled and started is the service.
+        assert!(
+            UNIT.contains("\nWants=hermes.socket\n") && UNIT.contains("\nAlso=hermes.socket\n")
+        );
     }
 }

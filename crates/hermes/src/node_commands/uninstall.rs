@@ -40,10 +40,10 @@ pub(super) fn run(
         refuse_if_used(&arguments.node.containerd_socket, &root)?;
     }
     let mut files = Files { root: &root, record, steps: Steps::new(output, false) };
-    let unit = service::place();
+    let units = [service::NAME, service::SOCKET].map(service::place);
     let written = files.record.files.clone();
     let (of_service, others): (Vec<_>, Vec<_>) =
-        written.into_iter().partition(|file| file.path == unit);
+        written.into_iter().partition(|file| units.contains(&file.path));
     // Hermes' own configuration, which was written first, is needed by nobody then.
     let mut changed = false;
     for file in others.iter().rev() {
@@ -124,7 +124,11 @@ fn stop(common: &GlobalArguments, files: &mut Files<'_>, output: Output) -> Resu
     let processes: Vec<Process> = processes.flatten().filter_map(Process::find).collect();
     if service::is_there() && service::control(&["cat", service::NAME]).is_ok() {
         files.steps.tell("stop hermes.service")?;
-        service::control(&["stop", service::NAME])?;
+        // Together: whoever connects to the socket starts the service.
+        let has_socket = service::control(&["cat", service::SOCKET]).is_ok();
+        let units = [service::NAME, service::SOCKET];
+        let units = if has_socket { &units[..] } else { &units[..1] };
+        service::control(&[&["stop"], units].concat())?;
         if files.record.enabled_service {
             service::control(&["disable", service::NAME])?;
         }

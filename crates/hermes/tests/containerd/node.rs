@@ -146,9 +146,12 @@ fn a_node_comes_and_goes(version: ContainerdVersion, config: impl FnOnce(&str) -
 
     let said = machine.hermes(&["node", "uninstall", "--purge"]);
     assert_eq!(machine.config(), before, "{said}");
-    for gone in
-        ["/etc/hermes/config.toml", "/etc/systemd/system/hermes.service", "/var/lib/hermes/cache"]
-    {
+    for gone in [
+        "/etc/hermes/config.toml",
+        "/etc/systemd/system/hermes.service",
+        "/etc/systemd/system/hermes.socket",
+        "/var/lib/hermes/cache",
+    ] {
         assert!(!machine.node.path(gone).exists(), "{gone} is left\n{said}");
     }
     let left = machine.node.bash("ls -A /etc/containerd; find /etc/hermes").unwrap();
@@ -410,6 +413,8 @@ fn the_service_is_enabled_and_started_and_stopped_through_systemd() {
             "\nExecStart=/usr/local/bin/hermes daemon --config /etc/hermes/config.toml\n"
         )
     );
+    let socket = machine.node.bash("cat /etc/systemd/system/hermes.socket").unwrap();
+    assert!(socket.contains("\nListenStream=/run/hermes/containerd.sock\n"), "{socket}");
     machine.hermes(&["node", "install"]);
     assert_eq!(asked(), "is-enabled hermes.service\nis-active hermes.service\n");
     let faults = machine.faults();
@@ -418,7 +423,10 @@ fn the_service_is_enabled_and_started_and_stopped_through_systemd() {
     }
     asked();
     machine.hermes(&["node", "uninstall", "--restart-containerd"]);
-    let of_service = ["restart containerd", "cat hermes", "stop hermes", "disable hermes"];
-    let of_service = of_service.map(|call| format!("{call}.service\n")).concat();
-    assert_eq!(asked(), of_service + "clean --what=fdstore hermes.service\ndaemon-reload\n");
+    let of_service = "restart containerd.service\ncat hermes.service\ncat hermes.socket\n\
+        stop hermes.service hermes.socket\ndisable hermes.service\n";
+    assert_eq!(
+        asked(),
+        of_service.to_owned() + "clean --what=fdstore hermes.service\ndaemon-reload\n"
+    );
 }

@@ -1,5 +1,8 @@
 //! The daemon as a service of a real systemd: a user manager with mounts and a control group of its own.
 
+use std::io::{Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -11,6 +14,10 @@ use crate::BACKENDS;
 use crate::setup::{Setup, check, image, kill};
 
 const UNIT: &str = include_str!("../../../../docs/hermes.service");
+const SOCKET_UNIT: &str = include_str!("../../../../docs/hermes.socket");
+
+const SERVICE: &str = "hermes.service";
+const SOCKET: &str = "hermes.socket";
 
 /// Enters the control group `$1` and sees only what is in it, and has a `/run` where systemd finds that
 /// it may run.
@@ -38,16 +45,18 @@ impl Systemd {
 
     /// As [`start`](Self::start), of another unit.
     fn start_unit(setup: &mut Setup, unit: &str) -> Self {
+        let systemd = Self::boot(setup, &[(SERVICE, service(setup, unit, ""))]);
+        assert!(systemd.control(&["start", SERVICE]).is_some(), "the unit does not start");
+        systemd
+    }
+
+    /// Runs systemd with these units, of which none is started yet.
+    fn boot(setup: &mut Setup, units: &[(&str, String)]) -> Self {
         let cgroup = cgroup_root().join(setup.path("").file_name().unwrap());
         std::fs::create_dir(&cgroup).unwrap();
-        let units = setup.path("config/systemd/user");
-        std::fs::create_dir_all(&units).unwrap();
-        let (hermes, root) = (env!("CARGO_BIN_EXE_hermes"), setup.path("root"));
-        let command = format!("ExecStart={hermes} --log info --root {} daemon", root.display());
-        let documented = "ExecStart=/usr/local/bin/hermes daemon --config /etc/hermes/config.toml";
-        let unit = unit.replace(documented, &command);
-        assert!(unit.contains(&command), "the documented unit starts something else");
-        std::fs::write(units.join("hermes.service"), unit).unwrap();
+        for (name, text) in units {
+            write_unit(setup, name, text);
+        }
         let manager = Command::new("sh")
             .args(["-ec", START, "sh"])
             .arg(&cgroup)
@@ -63,7 +72,6 @@ impl Systemd {
         let systemd = Self { manager, cgroup };
         setup.until("systemd runs", || systemd.control(&["is-active", "basic.target"]));
         setup.through = systemd.inside();
-        assert!(systemd.control(&["start", "hermes.service"]).is_some(), "the unit does not start");
         systemd
     }
 
@@ -113,6 +121,22 @@ impl Drop for Systemd {
             std::thread::park_timeout(Duration::from_millis(10));
         }
     }
+}
+
+/// A service that runs this program for the root folder of `setup`.
+fn service(setup: &Setup, unit: &str, more: &str) -> String {
+    let (hermes, root) = (env!("CARGO_BIN_EXE_hermes"), setup.path("root"));
+    let command = format!("ExecStart={hermes} --log info --root {} daemon{more}", root.display());
+    let documented = "ExecStart=/usr/local/bin/hermes daemon --config /etc/hermes/config.toml";
+    let unit = unit.replace(documented, &command);
+    assert!(unit.contains(&command), "the documented unit starts something else");
+    unit
+}
+
+fn write_unit(setup: &Setup, name: &str, text: &str) {
+    let units = setup.path("config/systemd/user");
+    std::fs::create_dir_all(&units).unwrap();
+    std::fs::write(units.join(name), text).unwrap();
 }
 
 /// Where control groups of the second version are.
@@ -228,4 +252,88 @@ fn commands_right_after_the_death_of_a_service_leave_its_start_to_systemd() {
     for round in 0..5 {
         setup.ok(&["umount", setup.path(&format!("mnt{round}")).to_str().unwrap()]);
     }
+}
+
+/// A service that serves containerd, and the path of its socket.
+fn for_containerd(setup: &Setup) -> (String, PathBuf) {
+    let (socket, config) = (setup.path("containerd.sock"), setup.path("config.toml"));
+    let text = format!("[containerd]\nsocket = {socket:?}\npolicies = {:?}\n", setup.path("no"));
+    std::fs::write(&config, text).unwrap();
+    (service(setup, UNIT, &format!(" --config {}", config.display())), socket)
+}
+
+/// The unit of the documentation, at another place.
+fn listening_at(path: &Path) -> String {
+    let unit = SOCKET_UNIT.replace("/run/hermes/containerd.sock", path.to_str().unwrap());
+    assert_ne!(unit, SOCKET_UNIT);
+    unit
+}
+
+/// Connects as containerd does, and waits until somebody answers as a gRPC server.
+fn connect(socket: &Path) {
+    const SETTINGS: u8 = 4;
+    let mut stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+    stream.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0").unwrap();
+    let mut frame = [0; 9];
+    stream.read_exact(&mut frame).unwrap();
+    assert_eq!(frame[3], SETTINGS);
+}
+
+fn inode(path: &Path) -> u64 {
+    std::fs::metadata(path).unwrap().ino()
+}
+
+/// Whatever happens to the daemon, containerd waits and is answered, at the same socket.
+#[test]
+fn containerd_may_come_before_the_daemon_and_while_it_is_replaced() {
+    let mut setup = Setup::new();
+    let (service, socket) = for_containerd(&setup);
+    let units = [(SERVICE, service), (SOCKET, listening_at(&socket))];
+    let systemd = Systemd::boot(&mut setup, &units);
+    assert!(systemd.control(&["start", SOCKET]).is_some(), "the socket does not start");
+    let (at_first, mode) = (inode(&socket), std::fs::metadata(&socket).unwrap().mode());
+    assert_eq!(mode & 0o777, 0o600);
+    assert_eq!(systemd.main_pid(), None);
+    connect(&socket);
+    let mut pid = systemd.main_pid().unwrap();
+    assert_eq!(setup.daemon_pid(), Some(pid));
+    for what in ["restart", "kill", "stop"] {
+        match what {
+            "kill" => kill(pid),
+            what => assert!(systemd.control(&[what, SERVICE]).is_some(), "{what}"),
+        }
+        connect(&socket);
+        let now = setup.until("a daemon", || systemd.main_pid());
+        assert_ne!(now, pid, "{what}");
+        pid = now;
+        assert_eq!(inode(&socket), at_first, "{what}");
+    }
+    assert!(systemd.control(&["stop", SOCKET, SERVICE]).is_some());
+    assert!(!socket.exists());
+}
+
+#[test]
+fn a_service_that_listened_itself_gets_its_socket_from_systemd_at_a_restart() {
+    let mut setup = Setup::new();
+    let (service, socket) = for_containerd(&setup);
+    let systemd = Systemd::boot(&mut setup, &[(SERVICE, service)]);
+    assert!(systemd.control(&["start", SERVICE]).is_some());
+    connect(&socket);
+    // One that is elsewhere is of no use, and does no harm.
+    write_unit(&setup, SOCKET, &listening_at(&setup.path("elsewhere.sock")));
+    for what in [["daemon-reload"].as_slice(), &["restart", SERVICE], &["is-active", SOCKET]] {
+        assert!(systemd.control(what).is_some(), "{what:?}");
+    }
+    connect(&socket);
+    assert!(systemd.control(&["stop", SOCKET, SERVICE]).is_some());
+    assert!(!socket.exists());
+    write_unit(&setup, SOCKET, &listening_at(&socket));
+    for what in [["daemon-reload"].as_slice(), &["start", SERVICE], &["is-active", SOCKET]] {
+        assert!(systemd.control(what).is_some(), "{what:?}");
+    }
+    let of_systemd = inode(&socket);
+    connect(&socket);
+    assert!(systemd.control(&["stop", SERVICE]).is_some());
+    assert_eq!(inode(&socket), of_systemd);
 }
