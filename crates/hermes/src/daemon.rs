@@ -83,6 +83,8 @@ struct Daemon {
     decisions: Mutex<Decisions>,
     /// Which of them are lazy; unset if containerd is not served.
     policies: OnceLock<Arc<Policies>>,
+    /// Whether the kubelet has asked for images although nobody has said where containerd is.
+    kubelet_asks: Arc<AtomicBool>,
     /// How long mounts took.
     mount_times: Mutex<Durations>,
     /// Indexes that were found to lie.
@@ -188,6 +190,7 @@ impl Daemon {
             without: tuning.without.clone(),
             decisions: Mutex::default(),
             policies: OnceLock::new(),
+            kubelet_asks: Arc::default(),
             mount_times: Mutex::default(),
             revoked,
             traces,

@@ -109,6 +109,7 @@ fn no_daemon(root: &Path) -> StatusReport {
         policies: None,
         policy_trouble: Vec::new(),
         unavailable: Vec::new(),
+        kubelet_asks: false,
         decisions: BTreeMap::new(),
         bytes_fetched: 0,
         requests: 0,

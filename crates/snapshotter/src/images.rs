@@ -10,6 +10,7 @@ use std::marker::PhantomData;
 use std::path::PathBuf;
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -47,6 +48,15 @@ pub struct ImageCalls {
     credentials: Arc<dyn PullCredentials>,
 }
 
+/// Who is asked about images by the kubelet.
+#[derive(Debug, Clone)]
+pub enum Images {
+    /// containerd.
+    Containerd(ImageCalls),
+    /// Nobody, since nobody has said where containerd is; whether anybody has asked.
+    Nobody(Arc<AtomicBool>),
+}
+
 /// One version of the kubelet's interface.
 pub(crate) trait Version: Send + Sync + 'static {
     /// The service as a path has it.
@@ -72,8 +82,26 @@ impl Version for V1Alpha2 {
 /// The service of one version.
 #[derive(Debug)]
 pub(crate) struct ImageService<V> {
-    calls: ImageCalls,
+    images: Images,
     version: PhantomData<V>,
+}
+
+impl Images {
+    pub(crate) fn service<V: Version>(&self) -> ImageService<V> {
+        ImageService { images: self.clone(), version: PhantomData }
+    }
+
+    async fn call(self, request: Request<Body>) -> Response<Body> {
+        let is_asked = match self {
+            Self::Containerd(calls) => return calls.call(request).await,
+            Self::Nobody(is_asked) => is_asked,
+        };
+        let path = request.uri().path();
+        if !is_asked.swap(true, Ordering::Relaxed) {
+            tracing::error!(path, "the kubelet asks for images here: {NOWHERE}");
+        }
+        Status::unimplemented(format!("Hermes does not serve {path}: {NOWHERE}")).into_http()
+    }
 }
 
 impl ImageCalls {
@@ -89,10 +117,6 @@ impl ImageCalls {
             .http2_max_header_list_size(MOST_HEADERS);
         let channel = endpoint.connect_with_connector_lazy(connect);
         Self { containerd, channel, credentials }
-    }
-
-    pub(crate) fn service<V: Version>(&self) -> ImageService<V> {
-        ImageService { calls: self.clone(), version: PhantomData }
     }
 
     async fn call(self, request: Request<Body>) -> Response<Body> {
@@ -202,7 +226,7 @@ fn is_unauthorized(trailers: &HeaderMap) -> bool {
 
 impl<V> Clone for ImageService<V> {
     fn clone(&self) -> Self {
-        Self { calls: self.calls.clone(), version: PhantomData }
+        Self { images: self.images.clone(), version: PhantomData }
     }
 }
 
@@ -220,8 +244,8 @@ impl<V: Version> Service<Request<Body>> for ImageService<V> {
     }
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
-        let calls = self.calls.clone();
-        Box::pin(async move { Ok(calls.call(request).await) })
+        let images = self.images.clone();
+        Box::pin(async move { Ok(images.call(request).await) })
     }
 }
 
@@ -242,6 +266,10 @@ impl Service<Uri> for Connect {
         Box::pin(async move { Ok(TokioIo::new(UnixStream::connect(&*path).await?)) })
     }
 }
+
+/// What keeps calls from being handed on.
+const NOWHERE: &str = "it does not know where containerd is; name containerd's socket as `address` of [containerd] in the \
+                       configuration of Hermes, and restart it";
 
 /// The end of the path of the only method that is looked at.
 const PULL: &str = "/PullImage";

@@ -17,7 +17,7 @@ mod service;
 mod snapshots;
 mod store;
 
-pub use images::{ImageCalls, PullAuth, PullCredentials};
+pub use images::{ImageCalls, Images, PullAuth, PullCredentials};
 pub use lazy::{LazyError, LazyImages, LazyLayer, WantedLayer};
 pub use service::{ServeError, serve};
 pub use snapshots::{OpenError, Snapshots};

@@ -26,7 +26,7 @@ use crate::api::snapshots::{
 };
 use crate::api::types;
 use crate::filter::{Filter, ParseFilterError};
-use crate::images::{ImageCalls, V1, V1Alpha2};
+use crate::images::{Images, V1, V1Alpha2};
 use crate::mounts::Mount;
 use crate::snapshots::Snapshots;
 use crate::store::{Info, Kind, StoreError, Update};
@@ -36,27 +36,25 @@ use crate::store::{Info, Kind, StoreError, Update};
 #[error("serving containerd")]
 pub struct ServeError(#[from] tonic::transport::Error);
 
-/// Serves containerd on `listener`, and the kubelet if there are `images` for it, until `stop` is ready;
-/// calls that have begun are answered then.
+/// Serves containerd on `listener`, and the kubelet as `images` says, until `stop` is ready; calls that have
+/// begun are answered then.
 ///
 /// # Errors
 /// When the socket fails.
 pub async fn serve(
     listener: UnixListener,
     snapshots: Arc<Snapshots>,
-    images: Option<ImageCalls>,
+    images: Images,
     stop: impl Future<Output = ()>,
 ) -> Result<(), ServeError> {
     let service = SnapshotsServer::new(Service { snapshots })
         .max_decoding_message_size(MOST_MESSAGE)
         .max_encoding_message_size(MOST_MESSAGE);
     let incoming = UnixListenerStream::new(listener);
-    let (v1, v1alpha2) =
-        images.map(|images| (images.service::<V1>(), images.service::<V1Alpha2>())).unzip();
     let server = tonic::transport::Server::builder()
         .add_service(service)
-        .add_optional_service(v1)
-        .add_optional_service(v1alpha2);
+        .add_service(images.service::<V1>())
+        .add_service(images.service::<V1Alpha2>());
     Ok(server.serve_with_incoming_shutdown(incoming, stop).await?)
 }
 

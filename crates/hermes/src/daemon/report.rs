@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -37,6 +38,9 @@ pub(crate) struct StatusReport {
     /// The back ends that do not work here, and why.
     #[serde(default)]
     pub(crate) unavailable: Vec<(Backend, String)>,
+    /// Whether the kubelet asks here for images, and there is nobody to hand that on to.
+    #[serde(default)]
+    pub(crate) kubelet_asks: bool,
     /// How often each reason has decided of an image that containerd pulled, since the daemon started.
     pub(crate) decisions: BTreeMap<Reason, u64>,
     pub(crate) bytes_fetched: u64,
@@ -196,6 +200,7 @@ impl Daemon {
             policies: self.policies.get().map(|policies| policies.current().len()),
             policy_trouble: self.policies.get().map_or_else(Vec::new, |all| all.trouble()),
             unavailable: self.unavailable(),
+            kubelet_asks: self.kubelet_asks.load(Ordering::Relaxed),
             decisions: self.decisions.lock().counts().clone(),
             bytes_fetched: figures.bytes_fetched,
             requests: figures.requests,

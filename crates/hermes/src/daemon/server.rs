@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 use keeper::SystemdStore;
 use mounts::Holding;
 use serde_json::Value;
-use snapshotter::{ImageCalls, Snapshots};
+use snapshotter::{Images, Snapshots};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
@@ -42,8 +42,8 @@ pub(super) struct ForContainerd {
     pub(super) socket: PathBuf,
     /// The socket, if systemd listens at it: then it is systemd's, before and after this daemon.
     pub(super) activated: Option<std::os::unix::net::UnixListener>,
-    /// If the kubelet is to be served as well.
-    pub(super) image_calls: Option<ImageCalls>,
+    /// Who is asked when the kubelet asks for images.
+    pub(super) images: Images,
 }
 
 /// Serves until SIGTERM or SIGINT; calls `ready` when clients can connect.
@@ -117,10 +117,10 @@ struct Containerd {
 impl Containerd {
     fn serve(what: Option<ForContainerd>, holding: &Holding) -> Result<Self> {
         let (mut server, stop) = (JoinSet::new(), Arc::new(Notify::new()));
-        let Some(ForContainerd { snapshots, socket, activated, image_calls }) = what else {
+        let Some(ForContainerd { snapshots, socket, activated, images }) = what else {
             return Ok(Self { server, socket: None, stop });
         };
-        let (kubelet, by_systemd) = (image_calls.is_some(), activated.is_some());
+        let (kubelet, by_systemd) = (matches!(images, Images::Containerd(_)), activated.is_some());
         let listener = match activated {
             Some(activated) => {
                 // One of a daemon before there was a unit for it.
@@ -135,7 +135,7 @@ impl Containerd {
         tracing::info!(socket = %socket.display(), by_systemd, kubelet, "containerd is served");
         let stopped = Arc::clone(&stop);
         server.spawn(async move {
-            snapshotter::serve(listener, snapshots, image_calls, stopped.notified()).await?;
+            snapshotter::serve(listener, snapshots, images, stopped.notified()).await?;
             Ok(())
         });
         Ok(Self { server, socket: (!by_systemd).then_some(socket), stop })

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail};
 use mounts::{FrontEnds, Holding};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
-use snapshotter::ImageCalls;
+use snapshotter::{ImageCalls, Images};
 use tokio::runtime::Handle;
 
 use super::credentials::NodeCredentials;
@@ -151,12 +151,16 @@ fn for_containerd(
     match snapshotter::Snapshots::open(&daemon.root.join("snapshots"), Some(Arc::new(images))) {
         Ok(snapshots) => {
             let snapshots = Arc::new(snapshots);
-            let image_calls = config.containerd.address.map(|address| {
-                let _in_runtime = runtime.enter();
-                ImageCalls::new(address, Arc::clone(&daemon.credentials) as _)
-            });
+            let _in_runtime = runtime.enter();
+            let images = match config.containerd.address {
+                Some(address) => Images::Containerd(ImageCalls::new(
+                    address,
+                    Arc::clone(&daemon.credentials) as _,
+                )),
+                None => Images::Nobody(Arc::clone(&daemon.kubelet_asks)),
+            };
             let activated = service::listening_at(listening, &socket);
-            Ok(Some(server::ForContainerd { snapshots, socket, activated, image_calls }))
+            Ok(Some(server::ForContainerd { snapshots, socket, activated, images }))
         }
         // Containers that run need this daemon more than new ones do.
         Err(err) if daemon.is_needed() => {

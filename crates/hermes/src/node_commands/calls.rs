@@ -110,6 +110,11 @@ impl Peer {
         Ok(answer.plugins.iter().any(|plugin| plugin.id == name))
     }
 
+    /// Whether the kubelet is served here: containerd's plugin for it may be switched off.
+    pub(super) fn serves_kubelet(&mut self) -> Result<()> {
+        self.call("", "/runtime.v1.RuntimeService/Version", Empty {}).map(|Empty {}| ())
+    }
+
     /// The containers on this snapshotter, each with its namespace.
     pub(super) fn containers_on(&mut self, snapshotter: &str) -> Result<Vec<(String, Container)>> {
         let path = "/containerd.services.namespaces.v1.Namespaces/List";

@@ -52,6 +52,10 @@ pub(super) fn run(
                 vec![Fault::new("containerd-config", in_full(&err), remedy)]
             }));
             running(&arguments.containerd_socket, &mut faults);
+            if let Some(address) = &config.containerd.address {
+                let is_asked_above = *address == arguments.containerd_socket;
+                faults.extend(handed_on_to(address, is_asked_above));
+            }
             Some(containerd.full_version)
         }
         Err(err) => {
@@ -180,6 +184,15 @@ fn of_status(status: &StatusReport, disk: Option<u64>) -> Vec<Fault> {
             "end it, and start it with `--config /etc/hermes/config.toml`",
         );
     }
+    if status.kubelet_asks {
+        fault(
+            "kubelet-address-missing",
+            "the kubelet asks Hermes for images, and Hermes does not know where containerd is: it gets none"
+                .to_owned(),
+            "set `containerd.address` in /etc/hermes/config.toml, mostly to /run/containerd/containerd.sock, and \
+             restart Hermes; or take imageServiceEndpoint out of the kubelet's configuration",
+        );
+    }
     if status.unavailable.len() == mounts::Backend::ALL.len() {
         let reasons = status.unavailable.iter().map(|(backend, why)| format!("{backend}: {why}"));
         let reasons = reasons.collect::<Vec<_>>().join("; ");
@@ -221,6 +234,43 @@ fn running(socket: &Path, faults: &mut Vec<Fault>) {
     }
 }
 
+/// Where the kubelet's calls about images are handed on to. What `running` says of the same containerd is not
+/// said twice.
+fn handed_on_to(address: &Path, is_asked_above: bool) -> Option<Fault> {
+    let shown = address.display();
+    let remedy = "set `containerd.address` in /etc/hermes/config.toml to the socket of the containerd that serves the \
+                  kubelet, mostly /run/containerd/containerd.sock, and restart Hermes; or remove it, if the \
+                  kubelet asks containerd itself";
+    let mut peer = match Peer::connect(address) {
+        Ok(peer) => peer,
+        Err(_) if is_asked_above => return None,
+        Err(err) => {
+            let what = format!(
+                "`containerd.address` is {shown}, where nobody answers: a kubelet that asks Hermes for images gets \
+                 none: {}",
+                in_full(&err)
+            );
+            return Some(Fault::new("kubelet-address", what, remedy));
+        }
+    };
+    if let Err(err) = peer.serves_kubelet() {
+        let what = format!(
+            "`containerd.address` is {shown}, where no containerd serves a kubelet: one that asks Hermes for images \
+             gets none: {}",
+            in_full(&err)
+        );
+        return Some(Fault::new("kubelet-address", what, remedy));
+    }
+    if is_asked_above || peer.has_snapshotter(NAME).is_ok_and(|has| has) {
+        return None;
+    }
+    let what = format!(
+        "`containerd.address` is {shown}: the containerd there does not know Hermes, and images that the kubelet \
+         pulls through it are not lazy"
+    );
+    Some(Fault::new("kubelet-address", what, remedy))
+}
+
 /// Numbers of `statfs(2)`.
 const OVERLAYFS: u64 = 0x794c_7630;
 const TMPFS: u64 = 0x0102_1994;
@@ -253,6 +303,7 @@ mod tests {
         check(|status| status.quota = Some(101), &["quota"]);
         check(|status| status.room = Some("the disk is full".to_owned()), &["room"]);
         check(|status| status.policy_trouble.push("x.yaml".to_owned()), &["policy-not-in-force"]);
+        check(|status| status.kubelet_asks = true, &["kubelet-address-missing"]);
         check(|status| status.policies = None, &["daemon-without-containerd"]);
         let one = |status: &mut StatusReport| {
             status.unavailable = vec![(mounts::Backend::Erofs, "an old kernel".to_owned())];

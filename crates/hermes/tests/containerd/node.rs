@@ -270,9 +270,29 @@ fn each_misconfiguration_is_named(version: ContainerdVersion, cases: &[(&str, &s
     let of_hermes = fs::read_to_string(machine.node.path(CONFIG)).unwrap();
     machine.node.write(CONFIG, "quota = 1").unwrap();
     assert_eq!(machine.faults(), ["config"]);
-    machine.node.write(CONFIG, of_hermes).unwrap();
+    // Nobody; somebody else; the right one.
+    let node = &machine.node;
+    for (address, expected) in [
+        ("/run/other.sock", &["kubelet-address"][..]),
+        ("/var/lib/hermes/daemon.sock", &["kubelet-address"]),
+        ("/run/containerd/containerd.sock", &[]),
+    ] {
+        let text = format!("{of_hermes}\n").replace(
+            "# address = \"/run/containerd/containerd.sock\"",
+            &format!("address = '{address}'"),
+        );
+        assert_ne!(text.trim(), of_hermes.trim());
+        node.write(CONFIG, text).unwrap();
+        assert_eq!(machine.faults(), *expected, "{address}");
+    }
+    node.write(CONFIG, of_hermes).unwrap();
+    // The daemon was started without it. containerd's own client is in the place of a kubelet.
+    let images = ["-endpoint", "unix:///run/hermes/containerd.sock", "images", "v1"];
+    let refused = node.run("/opt/peers/cri", &images).unwrap_err().to_string();
+    assert!(refused.contains("name containerd's socket as `address`"), "{refused}");
+    assert_eq!(machine.faults(), ["kubelet-address-missing"]);
     machine.node.write("/etc/hermes/policies/team.yaml", "spec: [").unwrap();
-    assert_eq!(machine.faults()[0], "policies");
+    assert!(machine.faults().contains(&"policies".to_owned()));
     fs::remove_file(machine.node.path("/etc/hermes/policies/team.yaml")).unwrap();
     assert!(daemon.stop().unwrap().success());
     let gone = machine.faults();

@@ -81,9 +81,10 @@ impl Line {
         let dir = tempfile::tempdir().unwrap();
         let notes = Arc::new(Notes::default());
         let calls = ImageCalls::new(dir.path().join("containerd"), Arc::clone(&notes) as _);
+        let images = Images::Containerd(calls);
         let server = Server::builder()
-            .add_service(calls.service::<V1>())
-            .add_service(calls.service::<V1Alpha2>());
+            .add_service(images.service::<V1>())
+            .add_service(images.service::<V1Alpha2>());
         let mut tasks = JoinSet::new();
         serve(&mut tasks, &dir.path().join("proxy"), server);
         let connect = Connect(Arc::new(dir.path().join("proxy")));
@@ -283,6 +284,21 @@ async fn a_pull_goes_on_if_taking_note_of_it_fails() {
     *request.method_mut() = tonic::codegen::http::Method::POST;
     let response = calls.call(request).await;
     assert_eq!(response.into_body().collect().await.unwrap().to_bytes(), pull(0));
+}
+
+#[tokio::test]
+async fn a_kubelet_that_asks_where_nobody_is_asked_hears_why_and_is_noticed() {
+    let is_asked = Arc::new(AtomicBool::new(false));
+    let images = Images::Nobody(Arc::clone(&is_asked));
+    let mut service = images.service::<V1Alpha2>();
+    assert!(!is_asked.load(Ordering::Relaxed));
+    let mut request = Request::new(full(Vec::new()));
+    *request.uri_mut() = format!("http://localhost/{}/Any", V1Alpha2::NAME).parse().unwrap();
+    let response = service.call(request).await.unwrap();
+    let header = |name: &str| response.headers()[name].to_str().unwrap().to_owned();
+    assert_eq!(header("grpc-status"), "12");
+    assert!(header("grpc-message").contains("address"), "{}", header("grpc-message"));
+    assert!(is_asked.load(Ordering::Relaxed));
 }
 
 #[test]
