@@ -34,6 +34,7 @@ import (
 	snapshotsv1 "github.com/containerd/containerd/api/services/snapshots/v1"
 	"github.com/containerd/containerd/v2/contrib/snapshotservice"
 	"github.com/containerd/containerd/v2/core/images"
+	"github.com/containerd/containerd/v2/pkg/namespaces"
 	"github.com/containerd/containerd/v2/plugins/content/local"
 	ocispec "github.com/opencontainers/image-spec/specs-go/v1"
 	"google.golang.org/grpc"
@@ -219,11 +220,19 @@ func serve(ctx context.Context, args []string) error {
 	if err != nil {
 		return err
 	}
-	server := grpc.NewServer()
+	// The parallel mode asks containerd for content, in the namespace that it is called in.
+	server := grpc.NewServer(grpc.UnaryInterceptor(inNamespace))
 	snapshotsv1.RegisterSnapshotsServer(server, snapshotservice.FromSnapshotter(snapshotter))
 	go func() {
 		<-ctx.Done()
 		server.Stop()
 	}()
 	return server.Serve(listener)
+}
+
+func inNamespace(ctx context.Context, request any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (any, error) {
+	if namespace, ok := namespaces.Namespace(ctx); ok {
+		ctx = namespaces.WithNamespace(ctx, namespace)
+	}
+	return handle(ctx, request)
 }
