@@ -52,6 +52,9 @@ pub enum BackendError {
     /// A probe read something else than it had written.
     #[error("the kernel read other bytes than were there")]
     WrongBytes,
+    /// A probe in a user namespace saw somebody else's files.
+    #[error("the kernel shows files of a user namespace's root as somebody else's")]
+    WrongOwner,
 }
 
 impl BackendError {

@@ -21,5 +21,5 @@ pub use error::{BackendError, EvictLayerError, MountImageError, UnmountImageErro
 pub use front_ends::{FrontEnds, ImageToMount, MountState, Mounted, layer_name};
 pub use holding::Holding;
 pub use precontent::{PreContent, PreContentError};
-pub use probe::Probe;
+pub use probe::{Probe, try_user_namespaces};
 pub use record::{Backend, Looped, Record};

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::thread;
@@ -15,7 +15,8 @@ use rustix::event::{PollFd, PollFlags, poll};
 use sys::fanotify::Group;
 use sys::journal::Journal;
 use sys::loop_device::LoopDevice;
-use sys::mount::Unmount;
+use sys::mount::{Overlay, Unmount};
+use sys::namespace::{IdRange, user_namespace};
 use tree::Tree;
 use ztoc::{EntryKind, TocEntry};
 
@@ -36,13 +37,7 @@ impl Probe {
     pub(crate) fn run(dir: &Path) -> Self {
         let mut found_no_room = false;
         let attempt = |backend: Backend| {
-            let result =
-                Ground::new(&dir.join(backend.to_string())).and_then(|ground| match backend {
-                    Backend::Erofs => ground.erofs(),
-                    Backend::ErofsLoop => ground.erofs_loop(),
-                    Backend::Fuse => ground.fuse(),
-                });
-            let result = result.map_err(|err| {
+            let result = attempt(dir, backend, Question::Bytes).map_err(|err| {
                 found_no_room |= cache::is_no_room(&err);
                 in_full(&err)
             });
@@ -80,16 +75,60 @@ impl Probe {
     }
 }
 
-/// A folder with an image of one file, and a place to mount it; gone when dropped.
+/// Whether containers in user namespaces can stand on images, mounted by the best back end that works, and on
+/// folders beside them. Tried in a folder in `dir`, which is removed.
+///
+/// # Errors
+/// Why not.
+pub fn try_user_namespaces(dir: &Path) -> Result<(), BackendError> {
+    let dir = dir.join(format!("hermes-probe-{}", std::process::id()));
+    let mut reasons = Vec::new();
+    let mut works = |backend: &Backend| {
+        let result = attempt(&dir, *backend, Question::Bytes);
+        reasons.extend(result.as_ref().err().map(|why| format!("{backend}: {}", in_full(why))));
+        result.is_ok()
+    };
+    let best = Backend::ALL.into_iter().find(|backend| works(backend));
+    let result = match best {
+        Some(backend) => attempt(&dir, backend, Question::Owners),
+        None => Err(BackendError::None(reasons.join("; "))),
+    };
+    // What is left of it was never made.
+    fs::remove_dir(&dir).ok();
+    result
+}
+
+fn attempt(dir: &Path, backend: Backend, question: Question) -> Result<(), BackendError> {
+    let ground = Ground::new(&dir.join(backend.to_string()), question)?;
+    match backend {
+        Backend::Erofs => ground.erofs(),
+        Backend::ErofsLoop => ground.erofs_loop(),
+        Backend::Fuse => ground.fuse(),
+    }
+}
+
+/// What is asked of a mount.
+#[derive(Debug, Clone, Copy)]
+enum Question {
+    /// Whether it has the right bytes.
+    Bytes,
+    /// Whether a container in a user namespace can stand on it too.
+    Owners,
+}
+
+/// A folder with an image of one file, and places to mount; gone when dropped.
 struct Ground {
     dir: PathBuf,
     tree: Arc<Tree>,
+    question: Question,
 }
 
 impl Ground {
-    fn new(dir: &Path) -> Result<Self, BackendError> {
+    fn new(dir: &Path, question: Question) -> Result<Self, BackendError> {
         let failed = |source| BackendError::io("preparing", dir, source);
-        fs::create_dir_all(dir.join("mnt")).map_err(failed)?;
+        for place in PLACES {
+            fs::create_dir_all(dir.join(place)).map_err(failed)?;
+        }
         let size = CONTENT.len() as u64;
         let layer = [TocEntry { size, ..TocEntry::new("file", EntryKind::File) }];
         let tree = Tree::merge(&[&layer], &tree::Limits::default());
@@ -98,7 +137,7 @@ impl Ground {
         let device = erofs::Device { tag: "probe".to_owned(), bytes: CONTENT.len() as u64 };
         erofs::write_image(&tree, &[device], &mut image)?;
         fs::write(dir.join("image"), image).map_err(failed)?;
-        Ok(Self { dir: dir.to_owned(), tree: Arc::new(tree) })
+        Ok(Self { dir: dir.to_owned(), tree: Arc::new(tree), question })
     }
 
     /// A sparse file, filled when the kernel says that it is about to be read.
@@ -125,7 +164,7 @@ impl Ground {
         // Without an event the reader got zeros; when the group goes, it is let go in any case.
         drop(group);
         let read = reader.join().map_err(|_panicked| io::Error::other("the reader died"))?;
-        expect_content(&read?)
+        self.answer(&read?)
     }
 
     fn erofs_loop(&self) -> Result<(), BackendError> {
@@ -135,7 +174,7 @@ impl Ground {
         let data = LoopDevice::attach(data.as_fd(), served::options(CONTENT.len() as u64))?;
         let image = LoopDevice::attach(image.as_fd(), served::options(image.metadata()?.len()))?;
         sys::mount::mount_erofs(image.path(), &[data.path().to_owned()], &self.target())?;
-        expect_content(&fs::read(self.target().join("file"))?)
+        self.answer(&fs::read(self.target().join("file"))?)
     }
 
     fn fuse(&self) -> Result<(), BackendError> {
@@ -149,8 +188,9 @@ impl Ground {
         let session =
             Session::start(connection, fs, &SessionOptions { threads: 1, negotiated: None })?;
         let read = fs::read(self.target().join("file"));
+        let answer = read.map_err(BackendError::from).and_then(|read| self.answer(&read));
         drop(session);
-        expect_content(&read?)
+        answer
     }
 
     fn data(&self) -> io::Result<File> {
@@ -162,15 +202,45 @@ impl Ground {
             .open(self.dir.join("data"))
     }
 
+    /// While the image is mounted, and served.
+    fn answer(&self, read: &[u8]) -> Result<(), BackendError> {
+        match self.question {
+            _ if read != CONTENT => Err(BackendError::WrongBytes),
+            Question::Bytes => Ok(()),
+            Question::Owners => self.expect_owners(),
+        }
+    }
+
+    /// An overlay as containerd makes it for a user namespace.
+    fn expect_owners(&self) -> Result<(), BackendError> {
+        let ids = [IdRange { inside: 0, outside: ROOT, count: 1 }];
+        let namespace = user_namespace(&ids, &ids)?;
+        let place = |name: &str| self.dir.join(name);
+        let lower = [place(MAPPED_IMAGE), place(MAPPED_FOLDER)];
+        for (source, target) in [self.target(), place(FOLDER)].iter().zip(&lower) {
+            let failed = |err| BackendError::io("showing other owners of", source, err);
+            sys::mount::bind_mapped(source, target, namespace.as_fd()).map_err(failed)?;
+        }
+        let (upper, work, merged) = (place(UPPER), place(WORK), place(MERGED));
+        let overlay = Overlay { lower: &lower, upper: Some(&upper), work: Some(&work), flags: &[] };
+        sys::mount::mount_overlay(overlay, &merged)?;
+        match fs::metadata(merged.join("file"))?.uid() {
+            ROOT => Ok(()),
+            _ => Err(BackendError::WrongOwner),
+        }
+    }
+
     fn target(&self) -> PathBuf {
-        self.dir.join("mnt")
+        self.dir.join(IMAGE)
     }
 }
 
 impl Drop for Ground {
     fn drop(&mut self) {
-        // EINVAL: nothing was mounted.
-        sys::mount::unmount(&self.target(), Unmount::Detach).ok();
+        for place in PLACES.iter().rev() {
+            // EINVAL: nothing was mounted.
+            sys::mount::unmount(&self.dir.join(place), Unmount::Detach).ok();
+        }
         fs::remove_dir_all(&self.dir).ok();
     }
 }
@@ -183,9 +253,36 @@ impl fuse::Bytes for OneFile {
     }
 }
 
-fn expect_content(found: &[u8]) -> Result<(), BackendError> {
-    if found == CONTENT { Ok(()) } else { Err(BackendError::WrongBytes) }
-}
+/// Where the image is mounted.
+const IMAGE: &str = "mnt";
+/// A folder beside it.
+const FOLDER: &str = "folder";
+const MAPPED_IMAGE: &str = "mapped-mnt";
+const MAPPED_FOLDER: &str = "mapped-folder";
+const UPPER: &str = "upper";
+const WORK: &str = "work";
+const MERGED: &str = "merged";
+/// What is mounted on others comes later.
+const PLACES: [&str; 7] = [IMAGE, FOLDER, MAPPED_IMAGE, MAPPED_FOLDER, UPPER, WORK, MERGED];
+/// Who root of a user namespace is outside; nobody who has anything.
+const ROOT: u32 = 0x7abc_0000;
 
 const CONTENT: &[u8] = &[b'h'; 4096];
 const PATIENCE: Duration = Duration::from_secs(5);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn user_namespaces_can_stand_on_every_back_end() {
+        let dir = tempfile::TempDir::new().unwrap();
+        for backend in Backend::ALL {
+            attempt(dir.path(), backend, Question::Owners).unwrap();
+        }
+        try_user_namespaces(dir.path()).unwrap();
+        assert!(fs::read_dir(dir.path()).unwrap().next().is_none(), "nothing is left");
+        // Nothing can be put on top of it.
+        try_user_namespaces(Path::new("/proc")).unwrap_err();
+    }
+}

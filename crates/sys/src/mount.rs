@@ -14,7 +14,8 @@ use rustix::fs::{AtFlags, CWD, Mode, OFlags, StatxFlags};
 use rustix::io::Errno;
 pub use rustix::mount::MountAttrFlags;
 use rustix::mount::{
-    FsMountFlags, FsOpenFlags, MountFlags, MountPropagationFlags, MoveMountFlags, UnmountFlags,
+    FsMountFlags, FsOpenFlags, MountFlags, MountPropagationFlags, MoveMountFlags, OpenTreeFlags,
+    UnmountFlags,
 };
 
 pub use self::bdi::{Bdi, ReadAheadError};
@@ -322,6 +323,39 @@ pub fn bind_read_only(source: &Path, target: &Path) -> io::Result<()> {
         unmount(target, Unmount::Detach).ok();
         err.into()
     })
+}
+
+/// Shows `source`, without mounts below it, at `target` too: read-only, and each id as `namespace` has it
+/// outside.
+///
+/// # Errors
+/// `EINVAL` where the file system cannot be shown so, `EPERM` without `CAP_SYS_ADMIN` over it.
+pub fn bind_mapped(source: &Path, target: &Path, namespace: BorrowedFd<'_>) -> io::Result<()> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    let tree = rustix::mount::open_tree(CWD, source, flags)?;
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY,
+        attr_clr: 0,
+        propagation: libc::MS_PRIVATE,
+        userns_fd: u64::try_from(namespace.as_raw_fd()).map_err(io::Error::other)?,
+    };
+    // SAFETY: the path is a string that ends with a zero, and the kernel reads as many bytes of the attributes as
+    // there are.
+    let done = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            tree.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            &raw const attributes,
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    if done != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = MoveMountFlags::MOVE_MOUNT_F_EMPTY_PATH;
+    Ok(rustix::mount::move_mount(&tree, "", CWD, target, flags)?)
 }
 
 /// How to unmount.

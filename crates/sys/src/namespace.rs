@@ -4,8 +4,13 @@
 //! and `pivot_root` are safe there.
 
 use std::fmt::Write as _;
+use std::fs::{self, File};
 use std::io;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 
+use rustix::io::Errno;
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use rustix::thread::UnshareFlags;
 
 /// What a thread can have for itself.
@@ -72,14 +77,73 @@ pub struct IdRange {
 /// # Errors
 /// `EPERM` for ids that the process may not map, or when they are set already.
 pub fn map_ids(users: &[IdRange], groups: &[IdRange]) -> io::Result<()> {
-    std::fs::write("/proc/self/uid_map", lines(users))?;
-    match std::fs::write("/proc/self/gid_map", lines(groups)) {
+    fs::write("/proc/self/uid_map", lines(users))?;
+    match fs::write("/proc/self/gid_map", lines(groups)) {
         // An unprivileged process must first give up setgroups(2) (user_namespaces(7)).
         Err(err) if err.kind() == io::ErrorKind::PermissionDenied => {
-            std::fs::write("/proc/self/setgroups", "deny")?;
-            std::fs::write("/proc/self/gid_map", lines(groups))
+            fs::write("/proc/self/setgroups", "deny")?;
+            fs::write("/proc/self/gid_map", lines(groups))
         }
         written => written,
+    }
+}
+
+/// Makes a user namespace with these ids, for mounts to be shown with. No process is in it.
+///
+/// # Errors
+/// `EPERM` without the right to map these ids, `ENOSPC` and `EUSERS` when there are too many namespaces.
+pub fn user_namespace(users: &[IdRange], groups: &[IdRange]) -> io::Result<OwnedFd> {
+    let (ready, tell) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    let tell_fd = tell.as_raw_fd();
+    // Whoever has threads cannot make one for himself.
+    // SAFETY: the child makes system calls only, none of which takes a lock that another thread may hold.
+    let child = match unsafe { libc::fork() } {
+        0 => enter_user_namespace(tell_fd),
+        pid => Pid::from_raw(pid).filter(|_| pid > 0).map(Child),
+    };
+    let child = child.ok_or_else(io::Error::last_os_error)?;
+    drop(tell);
+    let mut errno = [0; 4];
+    if rustix::io::read(&ready, &mut errno)? != errno.len() {
+        return Err(io::Error::other("the process that makes a user namespace ended"));
+    }
+    match i32::from_ne_bytes(errno) {
+        0 => {}
+        errno => return Err(io::Error::from_raw_os_error(errno)),
+    }
+    let of_child = format!("/proc/{}", child.0.as_raw_nonzero());
+    fs::write(format!("{of_child}/uid_map"), lines(users))?;
+    fs::write(format!("{of_child}/gid_map"), lines(groups))?;
+    Ok(File::open(format!("{of_child}/ns/user"))?.into())
+}
+
+/// Says through `tell` what came of it, and stays until it is killed.
+fn enter_user_namespace(tell: RawFd) -> ! {
+    // SAFETY: takes no pointers.
+    unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) };
+    // SAFETY: takes no pointers; there is one thread here.
+    let errno = match unsafe { libc::unshare(libc::CLONE_NEWUSER) } {
+        0 => 0,
+        _ => io::Error::last_os_error().raw_os_error().unwrap_or(libc::EPERM),
+    };
+    let errno = errno.to_ne_bytes();
+    // SAFETY: the kernel reads as many bytes as there are.
+    unsafe { libc::write(tell, errno.as_ptr().cast(), errno.len()) };
+    loop {
+        // SAFETY: takes nothing.
+        unsafe { libc::pause() };
+    }
+}
+
+/// A process that waits to be killed.
+struct Child(Pid);
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // It is ours until it was waited for: the number means nobody else.
+        if kill_process(self.0, Signal::KILL).is_ok() {
+            while let Err(Errno::INTR) = waitpid(Some(self.0), WaitOptions::empty()) {}
+        }
     }
 }
 
@@ -88,4 +152,25 @@ fn lines(ranges: &[IdRange]) -> String {
         writeln!(text, "{inside} {outside} {count}").expect("a String takes all that is written");
         text
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_user_namespace_has_the_ids_that_were_asked_for_and_no_process() {
+        let range = |inside, outside, count| IdRange { inside, outside, count };
+        let namespace = user_namespace(&[range(0, 7, 1)], &[range(0, 8, 2)]).unwrap();
+        let own = fs::read_link("/proc/self/ns/user").unwrap();
+        let link = format!("/proc/self/fd/{}", namespace.as_raw_fd());
+        let made = fs::read_link(link).unwrap();
+        assert!(made.to_string_lossy().starts_with("user:["), "{made:?}");
+        assert_ne!(made, own);
+        let children = fs::read_to_string("/proc/thread-self/children").unwrap();
+        assert_eq!(children, "");
+        // One after the other must not overlap.
+        let twice = [range(0, 7, 2), range(1, 9, 2)];
+        user_namespace(&twice, &[range(0, 8, 1)]).unwrap_err();
+    }
 }

@@ -2,7 +2,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsFd;
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,9 +14,10 @@ use rustix::io::Errno;
 use sys::fanotify::Group;
 use sys::journal::Journal;
 use sys::mount::{
-    Bdi, FsContext, MountEntry, MountError, Overlay, Unmount, bind, bind_read_only, location,
-    mount_erofs, mount_overlay, mountinfo, unmount,
+    Bdi, FsContext, MountEntry, MountError, Overlay, Unmount, bind, bind_mapped, bind_read_only,
+    location, mount_erofs, mount_overlay, mountinfo, unmount,
 };
+use sys::namespace::{IdRange, user_namespace};
 use tempfile::TempDir;
 
 use crate::rig::{content, erofs_image, fill, group, mark, own_mounts, reader};
@@ -333,6 +334,33 @@ fn an_overlay_merges_folders_with_odd_names() {
     let err = std::fs::write(point.join("new"), "").expect_err("it is read-only");
     assert_eq!(err.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
     unmount(&point, Unmount::Now).unwrap();
+}
+
+#[test]
+fn a_mapped_bind_shows_other_owners_and_nothing_is_written_through_it() {
+    own_mounts();
+    let folder = TempDir::new().unwrap();
+    let [source, point] = ["source", "mnt"].map(|name| folder.path().join(name));
+    [&source, &point].iter().for_each(|dir| std::fs::create_dir(dir).unwrap());
+    std::fs::write(source.join("root's"), "").unwrap();
+    std::fs::write(source.join("other's"), "").unwrap();
+    std::os::unix::fs::chown(source.join("other's"), Some(5), Some(5)).unwrap();
+    let users = [IdRange { inside: 0, outside: 70_000, count: 1 }];
+    let groups = [IdRange { inside: 0, outside: 80_000, count: 10 }];
+    let namespace = user_namespace(&users, &groups).unwrap();
+    bind_mapped(&source, &point, namespace.as_fd()).unwrap();
+    let owner = |name: &str| {
+        let metadata = std::fs::metadata(point.join(name)).unwrap();
+        (metadata.uid(), metadata.gid())
+    };
+    assert_eq!(owner("root's"), (70_000, 80_000));
+    // Nobody, who is not mapped.
+    assert_eq!(owner("other's"), (65_534, 80_005));
+    let err = std::fs::write(point.join("new"), "").expect_err("it is read-only");
+    assert_eq!(err.kind(), std::io::ErrorKind::ReadOnlyFilesystem);
+    unmount(&point, Unmount::Now).unwrap();
+    // Not every file system can be shown so.
+    bind_mapped(Path::new("/proc"), &point, namespace.as_fd()).unwrap_err();
 }
 
 #[test]
