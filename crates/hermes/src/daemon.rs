@@ -85,6 +85,8 @@ struct Daemon {
     policies: OnceLock<Arc<Policies>>,
     /// Whether the kubelet has asked for images although nobody has said where containerd is.
     kubelet_asks: Arc<AtomicBool>,
+    /// containerd's, if it is served. They know this daemon.
+    snapshots: OnceLock<Weak<snapshotter::Snapshots>>,
     /// How long mounts took.
     mount_times: Mutex<Durations>,
     /// Indexes that were found to lie.
@@ -191,6 +193,7 @@ impl Daemon {
             decisions: Mutex::default(),
             policies: OnceLock::new(),
             kubelet_asks: Arc::default(),
+            snapshots: OnceLock::new(),
             mount_times: Mutex::default(),
             revoked,
             traces,

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
+use crate::ids::{IdMapping, Owner};
 use crate::store::{Kind, Lineage, SnapshotId, Usage};
 
 /// Where what is written in a snapshot lies.
@@ -23,8 +24,21 @@ fn folder(dir: &Path, id: SnapshotId) -> PathBuf {
     dir.join(id.0.to_string())
 }
 
-/// Makes the folders of a new snapshot.
-pub(crate) fn make(dir: &Path, lineage: &Lineage) -> io::Result<()> {
+/// The snapshot that has this folder for what is written in it.
+pub(crate) fn written_in(dir: &Path, folder: &Path) -> Option<SnapshotId> {
+    let name = folder.strip_prefix(dir).ok()?.parent()?.to_str()?;
+    let id = SnapshotId(name.parse().ok()?);
+    (content(dir, id) == folder).then_some(id)
+}
+
+/// Whom the root of a snapshot belongs to.
+pub(crate) fn owner(dir: &Path, id: SnapshotId) -> io::Result<Owner> {
+    let content = fs::metadata(content(dir, id))?;
+    Ok((content.uid(), content.gid()))
+}
+
+/// Makes the folders of a new snapshot. `ids` are those that what is below it is seen with.
+pub(crate) fn make(dir: &Path, lineage: &Lineage, ids: Option<&IdMapping>) -> io::Result<()> {
     let folder = folder(dir, lineage.id);
     // What a transaction that did not end has left has the same number.
     remove_all(&folder)?;
@@ -33,9 +47,14 @@ pub(crate) fn make(dir: &Path, lineage: &Lineage) -> io::Result<()> {
     fs::create_dir(&content)?;
     // Whatever the umask is: it is the root of a container.
     fs::set_permissions(&content, Permissions::from_mode(0o755))?;
-    if let Some(parent) = lineage.below.parents.first() {
-        let parent = fs::metadata(self::content(dir, *parent))?;
-        std::os::unix::fs::chown(&content, Some(parent.uid()), Some(parent.gid()))?;
+    let parent = lineage.below.parents.first().map(|parent| owner(dir, *parent)).transpose()?;
+    let owner = match (parent, ids) {
+        (Some(owner), Some(ids)) => Some(ids.outside(owner)),
+        (None, Some(ids)) => Some(ids.root()),
+        (owner, None) => owner,
+    };
+    if let Some((user, group)) = owner {
+        std::os::unix::fs::chown(&content, Some(user), Some(group))?;
     }
     if lineage.kind == Kind::Active {
         DirBuilder::new().mode(0o711).create(work(dir, lineage.id))?;
@@ -137,7 +156,8 @@ mod tests {
     fn files_with_several_names_are_counted_once() {
         let dir = TempDir::new().unwrap();
         let id = SnapshotId(3);
-        make(dir.path(), &Lineage { id, kind: Kind::Active, below: Below::default() }).unwrap();
+        make(dir.path(), &Lineage { id, kind: Kind::Active, below: Below::default() }, None)
+            .unwrap();
         let empty = usage(dir.path(), id).unwrap();
         let file = content(dir.path(), id).join("file");
         fs::write(&file, [1; 10_000]).unwrap();
@@ -151,9 +171,9 @@ mod tests {
     fn what_an_unfinished_transaction_left_is_replaced() {
         let dir = TempDir::new().unwrap();
         let lineage = Lineage { id: SnapshotId(3), kind: Kind::Active, below: Below::default() };
-        make(dir.path(), &lineage).unwrap();
+        make(dir.path(), &lineage, None).unwrap();
         fs::write(content(dir.path(), lineage.id).join("stale"), b"x").unwrap();
-        make(dir.path(), &lineage).unwrap();
+        make(dir.path(), &lineage, None).unwrap();
         assert!(fs::read_dir(content(dir.path(), lineage.id)).unwrap().next().is_none());
         assert_eq!(all(dir.path()).unwrap(), [lineage.id]);
         put_away(dir.path(), lineage.id).unwrap();

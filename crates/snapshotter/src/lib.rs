@@ -10,8 +10,10 @@
 mod api;
 mod filter;
 mod folders;
+mod ids;
 mod images;
 mod lazy;
+mod mapped;
 mod mounts;
 mod service;
 mod snapshots;
@@ -20,5 +22,5 @@ mod store;
 pub use images::{ImageCalls, Images, PullAuth, PullCredentials};
 pub use lazy::{LazyError, LazyImages, LazyLayer, WantedLayer};
 pub use service::{ServeError, serve};
-pub use snapshots::{OpenError, Snapshots};
+pub use snapshots::{OpenError, ReadStoreError, Snapshots};
 pub use store::OpenStoreError;

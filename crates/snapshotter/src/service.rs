@@ -82,9 +82,9 @@ impl CallError {
             Self::Store(err) => match err {
                 StoreError::Missing(_) => Code::NotFound,
                 StoreError::Exists(_) => Code::AlreadyExists,
-                StoreError::ParentNotCommitted { .. } | StoreError::OtherParent { .. } => {
-                    Code::InvalidArgument
-                }
+                StoreError::ParentNotCommitted { .. }
+                | StoreError::OtherParent { .. }
+                | StoreError::Ids(_) => Code::InvalidArgument,
                 StoreError::NotActive { .. }
                 | StoreError::NoMounts { .. }
                 | StoreError::HasChildren(_) => Code::FailedPrecondition,

@@ -8,10 +8,13 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
 use crate::folders;
+use crate::ids::{IdMapping, Owners};
 use crate::lazy::{LazyImages, LazyLayer, TARGET, WantedLayer};
+use crate::mapped::Mapped;
 use crate::mounts::{self, Mount};
 use crate::store::{
-    Below, Info, Kind, KnownUsage, OpenStoreError, SnapshotId, Store, StoreError, Update, Usage,
+    Below, Info, Kind, KnownUsage, Lineage, OpenStoreError, SnapshotId, Store, StoreError, Update,
+    Usage,
 };
 
 /// The snapshots of one folder. Calls may wait for the disk.
@@ -20,6 +23,7 @@ pub struct Snapshots {
     dir: PathBuf,
     store: Arc<Store>,
     overlay_options: Vec<String>,
+    mapped: Arc<Mapped>,
     images: Option<Arc<dyn LazyImages>>,
     chores: mpsc::Sender<Chore>,
 }
@@ -59,6 +63,11 @@ pub enum OpenError {
     },
 }
 
+/// What is known of snapshots cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("looking at the snapshots of containerd")]
+pub struct ReadStoreError(#[source] StoreError);
+
 impl Snapshots {
     /// Opens the snapshots in `dir`, which is made if need be. `images` says what needs no unpacking. What
     /// removed snapshots have left is put away meanwhile.
@@ -79,11 +88,13 @@ impl Snapshots {
         let store = Arc::new(Store::open(dir)?);
         let (chores, to_do) = mpsc::channel();
         let overlay_options = mounts::overlay_options();
-        let snapshots = Self { dir: dir.to_owned(), store, overlay_options, images, chores };
+        let mapped = Arc::new(Mapped::new(dir));
+        let dir = dir.to_owned();
+        let snapshots = Self { dir, store, overlay_options, mapped, images, chores };
         let (dir, store) = (snapshots.dir.clone(), Arc::clone(&snapshots.store));
-        let images = snapshots.images.clone();
+        let (images, mapped) = (snapshots.images.clone(), Arc::clone(&snapshots.mapped));
         let work = move || {
-            clean_up(&dir, &store, images.as_deref());
+            clean_up(&dir, &store, &mapped, images.as_deref());
             for chore in to_do {
                 match chore {
                     Chore::Measure(id) => measure_committed(&dir, &store, id),
@@ -110,10 +121,50 @@ impl Snapshots {
             self.find_lazy(images.as_ref(), parent, labels)?;
         }
         // The folder is to look like its parent's.
-        self.mount_lazy(&self.store.below(parent)?)?;
-        let make = |lineage: &_| folders::make(&self.dir, lineage);
+        let below = self.store.below(parent)?;
+        self.mount_lazy(&below)?;
+        let owners = self.owners(&below, labels)?;
+        let make = |lineage: &Lineage| {
+            folders::make(&self.dir, lineage, owners.ids())?;
+            // What a transaction that did not end has left has the same number.
+            self.mapped.hide(lineage.id)?;
+            self.show(lineage, &owners)
+        };
         let lineage = self.store.create(kind, (key, parent), labels, make)?;
-        Ok(mounts::of(&self.dir, &lineage, &self.overlay_options))
+        Ok(self.mount_of(&lineage, &owners))
+    }
+
+    fn mount_of(&self, lineage: &Lineage, owners: &Owners) -> Mount {
+        mounts::of((&self.dir, &self.mapped), lineage, owners, &self.overlay_options)
+    }
+
+    /// Whose what is below a snapshot is to be, by the snapshot's labels.
+    fn owners(
+        &self,
+        below: &Below,
+        labels: &BTreeMap<String, String>,
+    ) -> Result<Owners, StoreError> {
+        let Some(ids) = IdMapping::of(labels)? else { return Ok(Owners::Same) };
+        if let Some(parent) = below.parents.first() {
+            let owner = folders::owner(&self.dir, *parent).map_err(StoreError::Folder)?;
+            // containerd has given it another owner file by file, as it does unless told of `remap-ids`, and
+            // says the same in its labels.
+            if owner == ids.root() {
+                return Ok(Owners::Same);
+            }
+        }
+        // Of images that are mounted in the folder of snapshots, containerd shows one by itself; together with
+        // unpacked layers it shows none before 2.3, and says nothing.
+        let is_mixed = below.lazy.is_some() && below.parents.len() > 1;
+        Ok(if is_mixed { Owners::ByUs(ids) } else { Owners::ByContainerd(ids) })
+    }
+
+    /// Sees to it that a snapshot can be mounted that sees what is below it by our own mounts.
+    fn show(&self, lineage: &Lineage, owners: &Owners) -> io::Result<()> {
+        match owners {
+            Owners::ByUs(ids) => self.mapped.show(lineage.id, &lineage.below.parents, ids),
+            Owners::Same | Owners::ByContainerd(_) => Ok(()),
+        }
     }
 
     /// Fails with [`StoreError::Exists`] if what containerd wants to unpack is there, or needs no unpacking.
@@ -160,7 +211,9 @@ impl Snapshots {
         }
         // After a restart of the machine it is not.
         self.mount_lazy(&lineage.below)?;
-        Ok(mounts::of(&self.dir, &lineage, &self.overlay_options))
+        let owners = self.owners(&lineage.below, &self.store.stat(key)?.labels)?;
+        self.show(&lineage, &owners).map_err(StoreError::Folder)?;
+        Ok(self.mount_of(&lineage, &owners))
     }
 
     /// Commits a snapshot. containerd waits for this within a write transaction of its own, so what it takes
@@ -181,9 +234,7 @@ impl Snapshots {
     /// Forgets a snapshot; its folder goes with the next [`clean_up`](Self::clean_up).
     pub(crate) fn remove(&self, key: &str) -> Result<(), StoreError> {
         let (id, lazy) = self.store.remove(key)?;
-        if let Some(images) = &self.images {
-            unmount(&self.dir, images.as_ref(), id);
-        }
+        unmount(&self.dir, &self.mapped, self.images.as_deref(), id);
         if let Some(layer) = lazy {
             // If the thread is gone, room is made when it is needed.
             self.chores.send(Chore::Forget(layer)).unwrap_or_default();
@@ -220,9 +271,20 @@ impl Snapshots {
         Ok(usage)
     }
 
+    /// The folder that a lazy image is mounted on, if a snapshot stands on one that is written in `upper`.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub fn image_below(&self, upper: &Path) -> Result<Option<PathBuf>, ReadStoreError> {
+        let Some(id) = folders::written_in(&self.dir, upper) else { return Ok(None) };
+        let below = self.store.below_id(id).map_err(ReadStoreError)?;
+        let lowest = below.parents.last().filter(|_| below.lazy.is_some());
+        Ok(lowest.map(|id| folders::content(&self.dir, *id)))
+    }
+
     /// Removes the folders that belong to no snapshot.
     pub(crate) fn clean_up(&self) {
-        clean_up(&self.dir, &self.store, self.images.as_deref());
+        clean_up(&self.dir, &self.store, &self.mapped, self.images.as_deref());
     }
 }
 
@@ -251,21 +313,27 @@ fn mount_ahead(dir: &Path, images: Option<&dyn LazyImages>, id: SnapshotId, laye
     }
 }
 
-fn unmount(dir: &Path, images: &dyn LazyImages, id: SnapshotId) {
-    if let Err(error) = images.unmount(&folders::content(dir, id)) {
+/// Unmounts what is mounted for a snapshot that is none any more.
+fn unmount(dir: &Path, mapped: &Mapped, images: Option<&dyn LazyImages>, id: SnapshotId) {
+    if let Err(error) = mapped.hide(id) {
+        tracing::warn!(id = id.0, %error, "what a removed snapshot was shown stays mounted");
+    }
+    let unmounted = images.map(|images| images.unmount(&folders::content(dir, id)));
+    if let Some(Err(error)) = unmounted {
         let error = causes::in_full(error.as_ref());
         tracing::warn!(id = id.0, error, "the image of a removed snapshot stays mounted");
     }
 }
 
-fn clean_up(dir: &Path, store: &Store, images: Option<&dyn LazyImages>) {
+fn clean_up(dir: &Path, store: &Store, mapped: &Mapped, images: Option<&dyn LazyImages>) {
     let orphans = store.with_ids(|known: &HashSet<SnapshotId>| {
-        let unknown = folders::all(dir)?.into_iter().filter(|id| !known.contains(id));
+        let is_unknown = |id: &SnapshotId| !known.contains(id);
+        let shown = mapped.all()?.into_iter().filter(is_unknown);
+        shown.for_each(|id| unmount(dir, mapped, images, id));
+        let unknown = folders::all(dir)?.into_iter().filter(is_unknown);
         // Out of the way at once: the number of one whose transaction did not end is given out again.
         let put_away = |id| {
-            if let Some(images) = images {
-                unmount(dir, images, id);
-            }
+            unmount(dir, mapped, images, id);
             folders::put_away(dir, id)
         };
         unknown.map(put_away).collect::<io::Result<Vec<_>>>()
@@ -283,3 +351,6 @@ fn clean_up(dir: &Path, store: &Store, images: Option<&dyn LazyImages>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

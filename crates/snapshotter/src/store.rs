@@ -15,6 +15,7 @@ use std::time::{Duration, SystemTime};
 use parking_lot::Mutex;
 use rusqlite::{Connection, OptionalExtension, Row, params};
 
+use crate::ids::ParseIdsError;
 use crate::lazy::{LazyError, LazyLayer};
 
 pub use open::OpenStoreError;
@@ -115,6 +116,8 @@ pub(crate) enum StoreError {
         #[source]
         source: LazyError,
     },
+    #[error(transparent)]
+    Ids(#[from] ParseIdsError),
     #[error("the metadata store")]
     Database(#[from] rusqlite::Error),
 }
@@ -320,6 +323,14 @@ impl Store {
         let connection = self.connection.lock();
         let parent = committed(&connection, parent)?;
         below(&connection, parent)
+    }
+
+    /// What the snapshot with this number is made on; nothing if there is none.
+    pub(crate) fn below_id(&self, id: SnapshotId) -> Result<Below, StoreError> {
+        let connection = self.connection.lock();
+        let mut parent = connection.prepare_cached("SELECT parent FROM snapshots WHERE id = ?")?;
+        let parent: Option<Option<i64>> = parent.query_row([id.0], |row| row.get(0)).optional()?;
+        below(&connection, parent.flatten().map(SnapshotId))
     }
 
     /// What is known of what a snapshot takes.

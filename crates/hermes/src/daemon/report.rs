@@ -1,9 +1,9 @@
 //! What the daemon says of itself and its mounts.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
@@ -268,9 +268,12 @@ impl Daemon {
             if !is_its_root {
                 continue;
             }
-            let options = mount.super_options.split(',');
-            let lower = options.filter_map(|option| option.strip_prefix("lowerdir=")).next();
-            return Ok(lower.and_then(|dirs| dirs.rsplit(':').next()).map(PathBuf::from));
+            let mut options = mount.super_options.split(',');
+            // What is below may be named as it was while containerd showed it to a user namespace.
+            let upper = options.find_map(|option| option.strip_prefix("upperdir="));
+            let snapshots = self.snapshots.get().and_then(Weak::upgrade);
+            let (Some(upper), Some(snapshots)) = (upper, snapshots) else { return Ok(None) };
+            return Ok(snapshots.image_below(Path::new(upper))?);
         }
         Ok(None)
     }

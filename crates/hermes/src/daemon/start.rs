@@ -151,6 +151,7 @@ fn for_containerd(
     match snapshotter::Snapshots::open(&daemon.root.join("snapshots"), Some(Arc::new(images))) {
         Ok(snapshots) => {
             let snapshots = Arc::new(snapshots);
+            daemon.snapshots.get_or_init(|| Arc::downgrade(&snapshots));
             let _in_runtime = runtime.enter();
             let images = match config.containerd.address {
                 Some(address) => Images::Containerd(ImageCalls::new(
