@@ -3,7 +3,9 @@
 use serde::Serialize;
 use toml::{Table, Value};
 
-use super::settings::{Effective, NAME, Transfer, Version, Wanted, file_version, get};
+use super::settings::{
+    Effective, NAME, REBASE, REMAP_IDS, Transfer, Version, Wanted, file_version, get,
+};
 
 /// Something that is wrong.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -32,7 +34,7 @@ pub(super) fn of_configuration(
     written: &Table,
     effective: &Effective,
 ) -> Vec<Fault> {
-    let Wanted { version, socket, exports_root } = wanted;
+    let Wanted { version, socket, exports_root, .. } = wanted;
     let mut faults = Vec::new();
     let mut fault = |id, what: String| faults.push(Fault::new(id, what, INSTALL));
     match &effective.address {
@@ -56,6 +58,7 @@ pub(super) fn of_configuration(
             ),
         ),
     }
+    faults.extend(of_capabilities(wanted, effective));
     match effective.cri_snapshotter.as_deref() {
         None => {}
         Some(NAME) if effective.cri_annotates => {}
@@ -77,6 +80,38 @@ pub(super) fn of_configuration(
     let is_said = faults.iter().any(|fault| fault.id.starts_with("cri-transfer"));
     if version.transfers_lazily() && effective.address.is_some() && !is_said {
         faults.extend(ctr_is_not_told(effective.transfer));
+    }
+    faults
+}
+
+/// What containerd believes that Hermes can.
+fn of_capabilities(wanted: &Wanted, effective: &Effective) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    let mut fault = |id, what: String| faults.push(Fault::new(id, what, INSTALL));
+    let is_told = |name: &str| effective.capabilities.iter().any(|told| told == name);
+    match (&wanted.maps_ids, is_told(REMAP_IDS)) {
+        (Ok(()), false) if effective.address.is_some() => fault(
+            "user-namespaces",
+            "containerd does not know that Hermes can show an image to a user namespace (capability `remap-ids`): \
+             it copies the whole image for each Pod with `hostUsers: false`"
+                .to_owned(),
+        ),
+        (Err(why), true) => fault(
+            "user-namespaces",
+            format!(
+                "containerd believes that Hermes can show an image to a user namespace (capability `remap-ids`), \
+                 and no Pod with `hostUsers: false` starts: {why}"
+            ),
+        ),
+        (Ok(()) | Err(_), _) => {}
+    }
+    if is_told(REBASE) {
+        fault(
+            "rebase",
+            "containerd believes that Hermes takes layers before their parents (capability `rebase`): images that \
+             it unpacks so lose layers"
+                .to_owned(),
+        );
     }
     faults
 }
@@ -205,6 +240,7 @@ mod tests {
         Effective {
             address: Some("/run/h.sock".to_owned()),
             exports_root: Some("/var/lib/h".to_owned()),
+            capabilities: vec![REMAP_IDS.to_owned()],
             transfer: Transfer::TellsOfLayers,
             cri_snapshotter: Some(NAME.to_owned()),
             cri_annotates: true,
@@ -219,7 +255,7 @@ mod tests {
     #[track_caller]
     fn check_file(version: Version, written: &str, effective: &Effective, expected: &[&str]) {
         let (socket, exports_root) = ("/run/h.sock".to_owned(), "/var/lib/h".to_owned());
-        let wanted = Wanted { version, socket, exports_root };
+        let wanted = Wanted { version, socket, exports_root, maps_ids: Ok(()) };
         let written = toml::from_str(written).unwrap();
         let faults = of_configuration(&wanted, &written, effective);
         let ids: Vec<&str> = faults.iter().map(|fault| fault.id).collect();
@@ -256,6 +292,29 @@ mod tests {
         check(v2_0, &more, &[]);
         let more = Effective { transfer: Transfer::PullsWhole, ..right() };
         check(v2_4, &more, &["transfer-annotations"]);
+    }
+
+    #[test]
+    fn what_containerd_believes_wrongly_is_named() {
+        let check = |maps_ids: Result<(), String>, effective: &Effective, expected: &[&str]| {
+            let (socket, exports_root) = ("/run/h.sock".to_owned(), "/var/lib/h".to_owned());
+            let wanted = Wanted { version: Version(2, 1), socket, exports_root, maps_ids };
+            let faults = of_capabilities(&wanted, effective);
+            let ids: Vec<&str> = faults.iter().map(|fault| fault.id).collect();
+            assert_eq!(ids, expected, "{faults:#?}");
+        };
+        let not = || Err("an old kernel".to_owned());
+        let told = |names: &[&str]| {
+            let capabilities = names.iter().map(|&name| name.to_owned()).collect();
+            Effective { capabilities, ..right() }
+        };
+        let copies = || told(&[]);
+        check(Ok(()), &right(), &[]);
+        check(Ok(()), &copies(), &["user-namespaces"]);
+        check(Ok(()), &Effective::default(), &[]);
+        check(not(), &right(), &["user-namespaces"]);
+        check(not(), &copies(), &[]);
+        check(Ok(()), &told(&[REBASE, REMAP_IDS]), &["rebase"]);
     }
 
     #[test]

@@ -15,6 +15,7 @@ use super::settings::{self, Effective, Wanted, file_version};
 use super::steps::Steps;
 use crate::args::{GlobalArguments, InstallArguments, RestartArguments};
 use crate::config::{self, Config};
+use crate::failure::in_full;
 use crate::output::Output;
 
 /// What a drop-in of containerd is called.
@@ -39,7 +40,11 @@ pub(super) fn run(
     let path = Path::new(config::USUAL_PLACE);
     let config = if path.exists() { Config::read(path)? } else { Config::default() };
     // First: if there is no way, nothing is written.
-    let plan = plan(&containerd, &wanted(&containerd, &config, &root)?)?;
+    let wanted = wanted(&containerd, &config, &root)?;
+    let plan = plan(&containerd, &wanted)?;
+    if let Err(why) = &wanted.maps_ids {
+        steps.note(format!("containers in user namespaces get copies of images: {why}"))?;
+    }
     let mut files = Files { root: &root, record, steps };
     files.make_folder(&root, "for the cache and what is written down here")?;
     write_config(&mut files, &config)?;
@@ -62,7 +67,18 @@ pub(super) fn wanted(containerd: &Containerd, config: &Config, root: &Path) -> R
         version: containerd.version,
         socket: text(&config.containerd.socket)?,
         exports_root: text(&root.join("snapshots"))?,
+        maps_ids: maps_ids(containerd, root),
     })
+}
+
+/// Whether images can be shown to user namespaces as if they were theirs; else why not.
+fn maps_ids(containerd: &Containerd, root: &Path) -> Result<(), String> {
+    if !containerd.version.maps_ids() {
+        return Err(format!("containerd {} cannot mount them so", containerd.version));
+    }
+    // The root folder may be about to be made.
+    let existing = root.ancestors().find(|folder| folder.is_dir()).unwrap_or(root);
+    mounts::try_user_namespaces(existing).map_err(|err| in_full(&err.into()))
 }
 
 /// Hermes' own configuration, unless it is there, and the folder of policies.

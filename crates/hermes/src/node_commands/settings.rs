@@ -25,6 +25,11 @@ impl Version {
         self >= Self(2, 1)
     }
 
+    /// Whether it mounts what a snapshotter has with other owners than it has there.
+    pub(super) fn maps_ids(self) -> bool {
+        self >= Self(2, 0)
+    }
+
     /// What `version` of a new configuration file says.
     pub(super) fn of_files(self) -> i64 {
         if self >= Self(2, 0) { 3 } else { 2 }
@@ -57,6 +62,8 @@ pub(super) struct Wanted {
     pub(super) socket: String,
     /// The folder of its snapshots, where the kubelet looks for the space that images take.
     pub(super) exports_root: String,
+    /// Whether images can be shown to user namespaces as if they were theirs; else why not.
+    pub(super) maps_ids: Result<(), String>,
 }
 
 /// A key, and what it must say.
@@ -78,6 +85,9 @@ pub(super) fn settings(wanted: &Wanted, written: &Table, effective: &Table) -> V
     }
     add(&["proxy_plugins", NAME, "type"], "snapshot".into());
     add(&["proxy_plugins", NAME, "address"], wanted.socket.as_str().into());
+    if let Some(list) = capabilities(wanted, written) {
+        add(&CAPABILITIES, list);
+    }
     let exports = ["proxy_plugins", NAME, "exports"];
     add(&[&exports[..], &["root"]].concat(), wanted.exports_root.as_str().into());
     let lazily = wanted.version.transfers_lazily();
@@ -102,6 +112,20 @@ pub(super) fn settings(wanted: &Wanted, written: &Table, effective: &Table) -> V
         add(&["plugins", TRANSFER, "unpack_config"], unpacks(written, effective));
     }
     all
+}
+
+/// What containerd is to believe that Hermes can, beside what it is told already; nothing if that is nothing.
+fn capabilities(wanted: &Wanted, written: &Table) -> Option<Value> {
+    let old = get(written, &CAPABILITIES).and_then(Value::as_array);
+    let mut list = old.cloned().unwrap_or_default();
+    list.retain(|name| name.as_str() != Some(REBASE));
+    let is_meant = |name: &Value| name.as_str() == Some(REMAP_IDS);
+    match &wanted.maps_ids {
+        Ok(()) if list.iter().any(is_meant) => {}
+        Ok(()) => list.push(REMAP_IDS.into()),
+        Err(_) => list.retain(|name| !is_meant(name)),
+    }
+    (old.is_some() || !list.is_empty()).then_some(Value::Array(list))
 }
 
 /// What the Transfer Service unpacks for: what it does already, and Hermes. A list that is given replaces
@@ -145,6 +169,8 @@ pub(super) struct Effective {
     /// The address of the proxy snapshotter, if there is one.
     pub(super) address: Option<String>,
     pub(super) exports_root: Option<String>,
+    /// What containerd believes that Hermes can.
+    pub(super) capabilities: Vec<String>,
     /// What the Transfer Service does with images for Hermes.
     pub(super) transfer: Transfer,
     /// The snapshotter of CRI, unless there is no CRI.
@@ -167,9 +193,12 @@ impl Effective {
         let disables = disables.and_then(|path| get(dump, &path)).and_then(Value::as_bool);
         let unpacks = get(dump, &["plugins", TRANSFER, "unpack_config"]).and_then(Value::as_array);
         let tells = text(&["proxy_plugins", NAME, "exports", ANNOTATIONS]);
+        let capabilities = get(dump, &CAPABILITIES).and_then(Value::as_array);
+        let capabilities = capabilities.into_iter().flatten().filter_map(Value::as_str);
         Self {
             address: text(&["proxy_plugins", NAME, "address"]),
             exports_root: text(&["proxy_plugins", NAME, "exports", "root"]),
+            capabilities: capabilities.map(str::to_owned).collect(),
             transfer: match unpacks.is_some_and(|list| list.iter().any(is_for_hermes)) {
                 false => Transfer::Refuses,
                 true if tells.as_deref() == Some("true") => Transfer::TellsOfLayers,
@@ -242,6 +271,11 @@ pub(super) fn shown(path: &[String]) -> String {
     keys.collect::<Vec<_>>().join(".")
 }
 
+const CAPABILITIES: [&str; 3] = ["proxy_plugins", NAME, "capabilities"];
+/// That a snapshotter has what is below a snapshot mounted with the ids of the snapshot's labels.
+pub(super) const REMAP_IDS: &str = "remap-ids";
+/// That a layer can be unpacked before its parent; one that needs no unpacking would lose all below it.
+pub(super) const REBASE: &str = "rebase";
 const ANNOTATIONS: &str = "enable_remote_snapshot_annotations";
 
 #[cfg(test)]
@@ -250,7 +284,7 @@ mod tests {
 
     fn wanted(version: Version) -> Wanted {
         let (socket, exports_root) = ("/run/h.sock".to_owned(), "/var/lib/h".to_owned());
-        Wanted { version, socket, exports_root }
+        Wanted { version, socket, exports_root, maps_ids: Ok(()) }
     }
 
     #[track_caller]
@@ -294,6 +328,23 @@ mod tests {
                     unpack_config = [{platform='linux', snapshotter='other'}]";
         let list = list(&format!("{}, {}", entry("other"), entry("hermes")));
         check(Version(2, 1), text, &[third, fourth, &list]);
+    }
+
+    #[test]
+    fn only_what_hermes_can_is_said_of_it() {
+        let check = |maps_ids: Result<(), String>, list: Option<&str>, expected: Option<&str>| {
+            let wanted = Wanted { maps_ids, ..wanted(Version(2, 1)) };
+            let list = list.map(|list| format!("[proxy_plugins.hermes]\ncapabilities = {list}"));
+            let written = toml::from_str(&list.unwrap_or_default()).unwrap();
+            let list = capabilities(&wanted, &written).map(|list| list.to_string());
+            assert_eq!(list.as_deref(), expected);
+        };
+        let not = || Err("an old kernel".to_owned());
+        check(Ok(()), None, Some(r#"["remap-ids"]"#));
+        check(Ok(()), Some("['remap-ids', 'other']"), Some(r#"["remap-ids", "other"]"#));
+        check(Ok(()), Some("['rebase', 'other']"), Some(r#"["other", "remap-ids"]"#));
+        check(not(), None, None);
+        check(not(), Some("['remap-ids', 'rebase']"), Some("[]"));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::retry_on_intr;
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 use serde_json::Value;
+use sys::mount::{Unmount, unmount};
 
 use super::calls::Peer;
 use super::files::Files;
@@ -118,6 +119,14 @@ fn stop(common: &GlobalArguments, files: &mut Files<'_>, output: Output) -> Resu
             if let Err(err) = client::ask::<Value>(common, &output, &request) {
                 files.steps.note(format!("{} stays mounted: {}", mount.image, in_full(&err)))?;
             }
+        }
+    }
+    // Containers that were shown something have it without these.
+    let mapped = snapshots.with_file_name("mapped");
+    for mount in sys::mount::mountinfo().context("looking at mounts")? {
+        if mount.point.starts_with(&mapped) {
+            unmount(&mount.point, Unmount::Detach)
+                .with_context(|| format!("unmounting {}", mount.point.display()))?;
         }
     }
     let processes = status.iter().flat_map(|status| [status.daemon.pid, status.keeper.pid]);

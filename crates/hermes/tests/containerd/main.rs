@@ -8,6 +8,7 @@ mod load;
 mod node;
 mod seeing;
 mod traces;
+mod user_namespaces;
 
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;

@@ -14,7 +14,7 @@ const OF_CONTAINERD: &str = "/etc/containerd/config.toml";
 const VERSIONS_2: [ContainerdVersion; 2] = [ContainerdVersion::Packaged, ContainerdVersion::Newest];
 
 /// What an administrator may have written for Pods that need the image `pause`: of version 2, for all.
-fn version_2(pause: &str) -> String {
+pub(super) fn version_2(pause: &str) -> String {
     format!(
         "# Ours, do not touch.\nversion = 2\noom_score = 0 # as ever\n\n\
          [plugins.\"io.containerd.grpc.v1.cri\"]\n  sandbox_image = \"{pause}\"\n  \
@@ -25,12 +25,12 @@ fn version_2(pause: &str) -> String {
 }
 
 /// The table that containerd 2 wants in such a file.
-const RUNTIMES: &str = "\n# The runtimes of this cluster.\n\
+pub(super) const RUNTIMES: &str = "\n# The runtimes of this cluster.\n\
     [plugins.\"io.containerd.grpc.v1.cri\".containerd.runtimes.runc]\n  \
     runtime_type = \"io.containerd.runc.v2\"\n";
 
 /// The same of version 3.
-fn version_3(pause: &str) -> String {
+pub(super) fn version_3(pause: &str) -> String {
     format!(
         "# Ours, do not touch.\nversion = 3\noom_score = 0 # as ever\n\n\
          [plugins.'io.containerd.cri.v1.images'.pinned_images]\n  sandbox = \"{pause}\"\n\
@@ -43,8 +43,8 @@ fn version_3(pause: &str) -> String {
 }
 
 /// A machine with a containerd and an image that can be lazy.
-struct Machine {
-    node: Node,
+pub(super) struct Machine {
+    pub(super) node: Node,
     registry: Registry,
     containerd: Option<Containerd>,
     version: ContainerdVersion,
@@ -53,7 +53,7 @@ struct Machine {
 
 impl Machine {
     /// With this configuration of containerd, made for the image of pauses.
-    fn start(version: ContainerdVersion, config: impl FnOnce(&str) -> String) -> Self {
+    pub(super) fn start(version: ContainerdVersion, config: impl FnOnce(&str) -> String) -> Self {
         let node = node();
         let registry = node.registry(5000).unwrap();
         let image = busybox_image(&node, &registry, "lazy:1").unwrap();
@@ -69,16 +69,16 @@ impl Machine {
         Self { node, registry, containerd, version, image }
     }
 
-    fn containerd(&self) -> &Containerd {
+    pub(super) fn containerd(&self) -> &Containerd {
         self.containerd.as_ref().unwrap()
     }
 
-    fn config(&self) -> String {
+    pub(super) fn config(&self) -> String {
         fs::read_to_string(self.node.path(OF_CONTAINERD)).unwrap()
     }
 
     /// What a restart of containerd by somebody who has changed its configuration does.
-    fn restart_containerd(&mut self, config: &str) {
+    pub(super) fn restart_containerd(&mut self, config: &str) {
         drop(self.containerd.take());
         self.containerd = Some(self.node.containerd(self.version, config).unwrap());
     }
@@ -87,17 +87,17 @@ impl Machine {
         self.node.run("hermes", arguments).unwrap()
     }
 
-    fn install(&self) -> String {
+    pub(super) fn install(&self) -> String {
         self.hermes(&["node", "install"])
     }
 
     /// Starts the daemon as the service does, and says which images are lazy.
-    fn serve(&self) -> Daemon {
+    pub(super) fn serve(&self) -> Daemon {
         start(&self.node)
     }
 
     /// The names of what is wrong.
-    fn faults(&self) -> Vec<String> {
+    pub(super) fn faults(&self) -> Vec<String> {
         let check = "hermes --output json node check || test $? = 1";
         let report: Value = serde_json::from_str(&self.node.bash(check).unwrap()).unwrap();
         let faults = report["faults"].as_array().unwrap();
@@ -314,10 +314,17 @@ fn each_misconfiguration_is_named_on_containerd_1_6() {
 
 #[test]
 fn each_misconfiguration_is_named_on_containerd_1_7() {
-    let cases: [(&str, &str, &[&str]); 1] = [(ANNOTATIONS, NO_ANNOTATIONS, &["cri-annotations"])];
+    let cases: [(&str, &str, &[&str]); 2] = [
+        (ANNOTATIONS, NO_ANNOTATIONS, &["cri-annotations"]),
+        // It cannot mount so.
+        (PROXY, &format!("{REMAP_IDS}{PROXY}"), &["user-namespaces"]),
+    ];
     each_misconfiguration_is_named(ContainerdVersion::V1_7, &cases);
 }
 
+const PROXY: &str = "address = \"/run/hermes/containerd.sock\"\n";
+const REMAP_IDS: &str = "capabilities = [\"remap-ids\"]\n";
+const REBASE: &str = "capabilities = [\"remap-ids\", \"rebase\"]\n";
 const UNPACK: &str = "platform = \"linux\"\nsnapshotter = \"hermes\"";
 const NO_UNPACK: &str = "platform = \"linux\"\nsnapshotter = \"native\"";
 const TELL: &str = "enable_remote_snapshot_annotations = \"true\"";
@@ -325,7 +332,9 @@ const DO_NOT_TELL: &str = "enable_remote_snapshot_annotations = \"false\"";
 
 #[test]
 fn each_misconfiguration_is_named_on_containerd_2_1() {
-    let cases: [(&str, &str, &[&str]); 3] = [
+    let cases: [(&str, &str, &[&str]); 5] = [
+        (REMAP_IDS, "", &["user-namespaces"]),
+        (REMAP_IDS, REBASE, &["rebase"]),
         (UNPACK, NO_UNPACK, &["transfer-unpack"]),
         (TELL, DO_NOT_TELL, &["transfer-annotations"]),
         // Then the Transfer Service tells about layers.
@@ -336,8 +345,12 @@ fn each_misconfiguration_is_named_on_containerd_2_1() {
 
 #[test]
 fn each_misconfiguration_is_named_on_containerd_2_4() {
-    let cases: [(&str, &str, &[&str]); 2] =
-        [(UNPACK, NO_UNPACK, &["transfer-unpack"]), (TELL, DO_NOT_TELL, &["transfer-annotations"])];
+    let cases: [(&str, &str, &[&str]); 4] = [
+        (REMAP_IDS, "", &["user-namespaces"]),
+        (REMAP_IDS, REBASE, &["rebase"]),
+        (UNPACK, NO_UNPACK, &["transfer-unpack"]),
+        (TELL, DO_NOT_TELL, &["transfer-annotations"]),
+    ];
     each_misconfiguration_is_named(ContainerdVersion::Newest, &cases);
 }
 

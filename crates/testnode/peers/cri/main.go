@@ -7,7 +7,8 @@
 //	cri images VERSION                 prints what is said of all images, in v1 or v1alpha2
 //
 // With -endpoint images are asked for there, as a kubelet does with --image-service-endpoint; with -auth
-// USER:PASSWORD, or -token for an identity token, they are pulled with these credentials.
+// USER:PASSWORD, or -token for an identity token, they are pulled with these credentials. With -root UID a Pod
+// has a user namespace whose root is this user outside, as with `hostUsers: false`; it needs a CNI plugin then.
 package main
 
 import (
@@ -34,6 +35,7 @@ var (
 	endpoint = flag.String("endpoint", socket, "where images are asked for")
 	auth     = flag.String("auth", "", "user and password to pull with")
 	token    = flag.String("token", "", "identity token to pull with")
+	root     = flag.Uint("root", 0, "who root of the Pod's user namespace is outside")
 )
 
 type client struct {
@@ -43,15 +45,32 @@ type client struct {
 	pod     *cri.PodSandboxConfig
 }
 
-// The Pod uses the node's network, so that no plugin is needed for it.
+// As many ids as a kubelet gives to a Pod.
+func mappings() []*cri.IDMapping {
+	if *root == 0 {
+		return nil
+	}
+	return []*cri.IDMapping{{HostId: uint32(*root), Length: 65536}}
+}
+
+// The Pod uses the node's network, so that no plugin is needed for it, unless it has a user namespace: whose
+// that is not, it cannot show.
+func namespaces() *cri.NamespaceOption {
+	ids := mappings()
+	if ids == nil {
+		return &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}
+	}
+	users := &cri.UserNamespace{Mode: cri.NamespaceMode_POD, Uids: ids, Gids: ids}
+	return &cri.NamespaceOption{UsernsOptions: users}
+}
+
 func podConfig(logs string) *cri.PodSandboxConfig {
 	id := strconv.Itoa(os.Getpid())
-	network := &cri.NamespaceOption{Network: cri.NamespaceMode_NODE}
 	return &cri.PodSandboxConfig{
 		Metadata:     &cri.PodSandboxMetadata{Name: "pod-" + id, Namespace: "default", Uid: id},
 		LogDirectory: logs,
 		Linux: &cri.LinuxPodSandboxConfig{
-			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: network},
+			SecurityContext: &cri.LinuxSandboxSecurityContext{NamespaceOptions: namespaces()},
 		},
 	}
 }
@@ -136,11 +155,14 @@ func (c *client) run(ctx context.Context, image, volume string, command ...strin
 		Image:    &cri.ImageSpec{Image: image},
 		Command:  command,
 		LogPath:  "container.log",
-		Linux:    &cri.LinuxContainerConfig{},
+		Linux: &cri.LinuxContainerConfig{
+			SecurityContext: &cri.LinuxContainerSecurityContext{NamespaceOptions: namespaces()},
+		},
 	}
 	if volume != "" {
 		config.Mounts = []*cri.Mount{{
 			ContainerPath: "/volume", Readonly: true, Image: &cri.ImageSpec{Image: volume},
+			UidMappings: mappings(), GidMappings: mappings(),
 		}}
 	}
 	create := &cri.CreateContainerRequest{PodSandboxId: id, Config: config, SandboxConfig: c.pod}
