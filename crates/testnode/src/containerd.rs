@@ -1,8 +1,9 @@
 //! containerd, in each version that Hermes must work with.
 
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use crate::daemon::Daemon;
 use crate::node::{Node, PEERS, output};
@@ -92,6 +93,30 @@ impl Containerd {
     /// When it fails, with what it wrote to stderr.
     pub fn ctr(&self, args: &[&str]) -> Result<String> {
         output(self.node.command(format!("{}/ctr", self.version.programs())).args(args))
+    }
+
+    /// Runs a container to its end, by `ctr run --rm` with these arguments, and returns what it wrote.
+    ///
+    /// # Errors
+    /// When it fails, with what `ctr` and the container wrote.
+    pub fn run(&self, snapshotter: &str, args: &[&str]) -> Result<String> {
+        self.run_in("default", snapshotter, args)
+    }
+
+    /// As [`run`](Self::run), in this namespace of containerd's.
+    ///
+    /// # Errors
+    /// As of [`run`](Self::run).
+    pub fn run_in(&self, namespace: &str, snapshotter: &str, args: &[&str]) -> Result<String> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        // By way of a file: ctr may end before it has read its own pipes to their end.
+        let file = format!("/srv/output-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let log = format!("file://{file}");
+        let run = ["--namespace", namespace, "run", "--rm", "--log-uri", &log];
+        let ran = self.ctr(&[&run[..], &["--snapshotter", snapshotter], args].concat());
+        let written = std::fs::read_to_string(self.node.path(&file));
+        ran.with_context(|| written.as_deref().unwrap_or_default().to_owned())?;
+        written.context("reading what a container wrote")
     }
 
     /// Which version this is.

@@ -18,8 +18,7 @@ fn runs_a_container(version: ContainerdVersion) {
     let image = busybox_image(&node, &registry, "bb:1").unwrap();
     let containerd = node.containerd(version, "version = 2\n").unwrap();
     containerd.ctr(&["image", "pull", "--plain-http", &image]).unwrap();
-    let run = ["run", "--rm", "--snapshotter", "overlayfs", &image, "one"];
-    check_busybox_output(&containerd.ctr(&run).unwrap());
+    check_busybox_output(&containerd.run("overlayfs", &[&image, "one"]).unwrap());
 }
 
 #[test]
@@ -70,8 +69,7 @@ fn soci_0_4_indexes_an_image_and_runs_it_lazily() {
 
     node.run("soci", &["image", "rpull", "--user", &user, &image]).unwrap();
     assert_eq!(n_lazy_layers(&node), 1, "the large layer is mounted, not unpacked");
-    let run = ["run", "--rm", "--snapshotter", "soci", &image, "one"];
-    check_busybox_output(&containerd.ctr(&run).unwrap());
+    check_busybox_output(&containerd.run("soci", &[&image, "one"]).unwrap());
 }
 
 #[test]
@@ -108,6 +106,5 @@ fn soci_0_15_runs_a_converted_image_lazily() {
     let containerd = node.containerd(ContainerdVersion::Newest, &config).unwrap();
     containerd.ctr(&["image", "pull", "--plain-http", "--snapshotter", "soci15", &image]).unwrap();
     assert_eq!(n_lazy_layers(&node), 1, "the large layer is mounted, not unpacked");
-    let run = ["run", "--rm", "--snapshotter", "soci15", &image, "one"];
-    check_busybox_output(&containerd.ctr(&run).unwrap());
+    check_busybox_output(&containerd.run("soci15", &[&image, "one"]).unwrap());
 }

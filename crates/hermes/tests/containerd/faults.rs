@@ -28,8 +28,7 @@ pub(super) fn read_numbers(
     image: &str,
     name: &str,
 ) -> anyhow::Result<String> {
-    let run = ["run", "--rm", "--snapshotter", "hermes", image, name];
-    containerd.ctr(&[&run[..], &["/bin/sha256sum", "/data/numbers"]].concat())
+    containerd.run("hermes", &[image, name, "/bin/sha256sum", "/data/numbers"])
 }
 
 #[test]

@@ -108,7 +108,7 @@ fn start_until_it_works(containerd: &Containerd, image: &str, number: usize) -> 
     let (_, pulls) = patient(&|_| containerd.ctr(&pull));
     let (printed, runs) = patient(&|attempt| {
         let name = format!("{number}-{attempt}");
-        containerd.ctr(&["run", "--rm", "--snapshotter", "hermes", image, &name])
+        containerd.run("hermes", &[image, &name])
     });
     assert_eq!(printed, "data/noise: OK\n", "{image}");
     pulls + runs

@@ -107,7 +107,7 @@ fn n_blobs(containerd: &Containerd) -> usize {
 }
 
 fn run(containerd: &Containerd, image: &str, name: &str) -> String {
-    containerd.ctr(&["run", "--rm", "--snapshotter", "hermes", image, name]).unwrap()
+    containerd.run("hermes", &[image, name]).unwrap()
 }
 
 #[test]

@@ -147,8 +147,8 @@ fn containers_have_ids_of_their_own(
     assert!(explained.contains("  127.0.0.1:5000/lazy@sha256:"), "{explained}");
     let run = ["task", "exec", "--exec-id", "again", "one", "/bin/sha256sum", "/data/numbers"];
     assert!(machine.ctr(&run).contains(NUMBERS_SHA256));
-    let plain = ["run", "--rm", "--snapshotter", "hermes", &machine.image, "plain"];
-    check_busybox_output(&machine.ctr(&plain));
+    let plain = machine.containerd.run_in("k8s.io", "hermes", &[&machine.image, "plain"]);
+    check_busybox_output(&plain.unwrap());
     machine.end(&["one", "two", "three"]);
 }
 

@@ -140,8 +140,7 @@ fn soci_0_4_mounts_lazily_with_an_index_of_hermes() {
     let containerd = containerd_with_soci(&node);
     node.run("soci", &["image", "rpull", "--user", &user, &image]).unwrap();
     assert_eq!(n_lazy_layers(&node), N_LARGE_LAYERS, "large layers are mounted, not unpacked");
-    let run = ["run", "--rm", "--snapshotter", "soci", &image, "one"];
-    assert_eq!(containerd.ctr(&run).unwrap(), expected_output(&node));
+    assert_eq!(containerd.run("soci", &[&image, "one"]).unwrap(), expected_output(&node));
 }
 
 /// Runs the image with SOCI 0.15 under containerd 2.4.
@@ -152,8 +151,7 @@ fn soci15_runs_lazily(node: &Node, image: &str, config: &str) {
     let containerd = node.containerd(ContainerdVersion::Newest, &config).unwrap();
     containerd.ctr(&["image", "pull", "--plain-http", "--snapshotter", "soci15", image]).unwrap();
     assert_eq!(n_lazy_layers(node), N_LARGE_LAYERS, "large layers are mounted, not unpacked");
-    let run = ["run", "--rm", "--snapshotter", "soci15", image, "one"];
-    assert_eq!(containerd.ctr(&run).unwrap(), expected_output(node));
+    assert_eq!(containerd.run("soci15", &[image, "one"]).unwrap(), expected_output(node));
 }
 
 #[test]
