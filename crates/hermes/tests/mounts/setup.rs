@@ -1,5 +1,6 @@
 //! A set-up of its own for each test: registry, root folder, daemon, and an end that leaves nothing.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 use std::time::{Duration, Instant};
@@ -119,9 +120,22 @@ impl Setup {
     /// Has the image streamed and indexed, and its layers thrown away again.
     #[track_caller]
     pub(crate) fn index(&self, image: &str) {
+        let before = self.cached();
         let dir = self.mount(image, "indexing", &[]);
         self.ok(&["umount", dir.to_str().unwrap()]);
-        self.ok(&["cache", "prune"]);
+        // Whoever looks after the cache may have one of them open for a moment, and then it stays.
+        self.until("the layers have gone", || {
+            self.ok(&["cache", "prune"]);
+            self.cached().is_subset(&before).then_some(())
+        });
+    }
+
+    /// The layers of which the cache has something, if there is one.
+    fn cached(&self) -> BTreeSet<String> {
+        let listed = self.run(&["cache", "ls"]).stdout;
+        let listed: Value = serde_json::from_slice(&listed).unwrap_or_default();
+        let layers = listed["layers"].as_array().into_iter().flatten();
+        layers.map(|layer| layer["digest"].to_string()).collect()
     }
 
     pub(crate) fn status(&self) -> Value {

@@ -91,7 +91,7 @@ async fn without_a_duration_of_its_own_the_default_counts() {
     let node = node(&counting("Global", ""), "");
     let path = node.dir.path().join("config.yaml");
     let config = fs::read_to_string(&path).unwrap();
-    fs::write(&path, config.replace("1h", "0s")).unwrap();
+    fs::write(&path, config.replace("Duration: 1h", "Duration: 0s")).unwrap();
     for expected in ["1", "2"] {
         assert_eq!(node.ask("r.io", "a", &[]).await.unwrap(), some(expected));
     }
