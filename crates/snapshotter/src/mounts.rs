@@ -106,6 +106,7 @@ mod tests {
             "overlay overlay index=off,workdir=/s/9/work,upperdir=/s/9/fs,lowerdir=/s/4/fs:/s/2/fs",
         );
     }
+
     #[test]
     fn what_is_below_is_mounted_with_the_ids_of_a_user_namespace() {
         let label = |kind: &str| format!("containerd.io/snapshot/{kind}mapping");

@@ -452,8 +452,12 @@ impl Daemon {
                 ImageRecord::all(&self.root).context("reading what is known of images")?;
             records.iter().for_each(|record| classes.count_in(record));
         }
-        layers.sort_by_key(|layer| (classes.of(&layer.digest), layer.last_used));
-        Ok(layers.into_iter().map(|layer| (classes.of(&layer.digest), layer.digest)).collect())
+        let mut layers: Vec<_> = layers
+            .into_iter()
+            .map(|layer| (classes.of(&layer.digest), layer.last_used, layer.digest))
+            .collect();
+        layers.sort_unstable();
+        Ok(layers.into_iter().map(|(class, _, digest)| (class, digest)).collect())
     }
 
     /// The classes of the layers of images that are mounted.
@@ -627,7 +631,7 @@ impl Daemon {
     }
 }
 
-/// What layers are of another class than most.
+/// The classes of layers: of images that share one, the last.
 #[derive(Debug, Default)]
 struct Classes(HashMap<Digest, CacheClass>);
 
