@@ -32,14 +32,18 @@ pub struct Rules {
     pub directory: bool,
     /// The longest directory, in uncompressed bytes of the tar, that is wanted whole.
     pub max_directory: u64,
-    /// How many compressed bytes of one layer may have been guessed without having been read. Whole
+    /// How many compressed bytes of one layer may have been guessed without having been read, when nothing
+    /// was read yet. Each byte that is read allows another one, so that a program that reads much of a
+    /// layer is not left to its own reads, and no more than about as much again is fetched in vain. Whole
     /// small layers do not count.
+    pub first_unread: u64,
+    /// However much was read, not more than this may have been guessed in vain.
     pub max_unread: u64,
 }
 
 impl Default for Rules {
     /// Layers up to 2 MiB; windows from 1 MiB to 32 MiB, also in large files; files up to 1 MiB; one
-    /// neighbour; directories up to 8 MiB; 32 MiB unread.
+    /// neighbour; directories up to 8 MiB; 32 MiB unread at first, 512 MiB at most.
     fn default() -> Self {
         Self {
             whole_small_layers: Some(2 << 20),
@@ -51,7 +55,8 @@ impl Default for Rules {
             large_files: Some(1 << 20),
             directory: true,
             max_directory: 8 << 20,
-            max_unread: 32 << 20,
+            first_unread: 32 << 20,
+            max_unread: 512 << 20,
         }
     }
 }
@@ -70,6 +75,7 @@ impl Rules {
             large_files: None,
             directory: false,
             max_directory: 0,
+            first_unread: 0,
             max_unread: 0,
         }
     }
@@ -105,6 +111,7 @@ pub struct ReadAhead {
     reach: u64,
     state: Vec<SpanState>,
     unread: u64,
+    read: u64,
     streams: VecDeque<Stream>,
     /// The directories that were touched once, the latest last.
     directories: VecDeque<Range<u64>>,
@@ -148,6 +155,7 @@ impl ReadAhead {
             reach: u64::MAX,
             state,
             unread: 0,
+            read: 0,
             streams: VecDeque::new(),
             directories: VecDeque::new(),
             files: VecDeque::new(),
@@ -255,11 +263,15 @@ impl ReadAhead {
         let before = std::mem::replace(place, state);
         let range = self.spans.compressed(span);
         let bytes = range.end.saturating_sub(range.start);
-        if before == SpanState::Guessed {
-            self.unread = self.unread.saturating_sub(bytes);
+        match before {
+            SpanState::Unknown => {}
+            SpanState::Guessed => self.unread = self.unread.saturating_sub(bytes),
+            SpanState::Read => self.read = self.read.saturating_sub(bytes),
         }
-        if state == SpanState::Guessed {
-            self.unread = self.unread.saturating_add(bytes);
+        match state {
+            SpanState::Unknown => {}
+            SpanState::Guessed => self.unread = self.unread.saturating_add(bytes),
+            SpanState::Read => self.read = self.read.saturating_add(bytes),
         }
     }
 
@@ -272,13 +284,14 @@ impl ReadAhead {
     }
 
     fn guess_spans(&mut self, spans: Range<u32>, guesses: &mut Vec<u32>) {
+        let allowed = self.rules.first_unread.saturating_add(self.read).min(self.rules.max_unread);
         for span in spans {
             if self.state_of(span) != Some(SpanState::Unknown) {
                 continue;
             }
             let range = self.spans.compressed(span);
             let bytes = range.end.saturating_sub(range.start);
-            if self.unread.saturating_add(bytes) > self.rules.max_unread {
+            if self.unread.saturating_add(bytes) > allowed {
                 return;
             }
             self.set(span, SpanState::Guessed);

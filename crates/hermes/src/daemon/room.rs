@@ -141,6 +141,7 @@ pub(super) fn rules_within(quota: Option<u64>, without: &[Rule]) -> plan::Rules 
     plan::Rules {
         whole_small_layers: rules.whole_small_layers.map(|most| most.min(share)),
         max_window: rules.max_window.min(share),
+        first_unread: rules.first_unread.min(share),
         max_unread: rules.max_unread.min(share),
         max_directory: rules.max_directory.min(share),
         ..rules

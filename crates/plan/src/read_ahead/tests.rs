@@ -15,7 +15,7 @@ fn read_ahead(rules: Rules) -> ReadAhead {
 }
 
 fn roomy() -> Rules {
-    Rules { max_unread: u64::MAX, ..Rules::none() }
+    Rules { first_unread: u64::MAX, max_unread: u64::MAX, ..Rules::none() }
 }
 
 /// Demands one after another, each with the spans that are guessed with it.
@@ -139,7 +139,12 @@ fn each_demand_in_a_large_file_wants_twice_as_much_around_it() {
 
 #[test]
 fn no_guess_reaches_farther_than_it_may() {
-    let rules = Rules { max_unread: u64::MAX, max_directory: 64 * SPAN, ..Rules::default() };
+    let rules = Rules {
+        first_unread: u64::MAX,
+        max_unread: u64::MAX,
+        max_directory: 64 * SPAN,
+        ..Rules::default()
+    };
     let rules = Rules { whole_small_files: None, neighbours: 0, ..rules };
     let mut state = read_ahead(Rules { whole_small_layers: None, ..rules });
     state.set_reach(4 * SPAN);
@@ -194,7 +199,7 @@ fn the_second_demand_in_a_directory_wants_it_all() {
 
 #[test]
 fn what_was_guessed_in_vain_bounds_the_guesses() {
-    let rules = Rules { neighbours: 10, max_unread: 3000, ..Rules::none() };
+    let rules = Rules { neighbours: 10, max_unread: 3000, ..roomy() };
     let mut state = read_ahead(rules);
     assert_eq!(state.on_demand(at(0), None), [1, 2, 3]);
     assert_eq!(state.unread_bytes(), 3000);
@@ -204,6 +209,21 @@ fn what_was_guessed_in_vain_bounds_the_guesses() {
     state.forget([1]);
     assert_eq!(state.unread_bytes(), 2000);
     assert_eq!(state.on_demand(at(0), None), [1]);
+}
+
+#[test]
+fn what_is_read_allows_as_much_to_be_guessed_in_vain() {
+    let rules = Rules { neighbours: 10, first_unread: 1000, max_unread: 3000, ..Rules::none() };
+    check(
+        rules,
+        &[
+            (at(0), None, &[1, 2]),
+            (at(20), None, &[21]),
+            // No more than the bound.
+            (at(40), None, &[]),
+            (at(1), None, &[3]),
+        ],
+    );
 }
 
 #[test]
