@@ -315,6 +315,11 @@ impl Layer {
         self.completing.load(Ordering::Relaxed)
     }
 
+    /// Whether all bytes of `range` are there.
+    pub fn has(&self, range: Range<u64>) -> bool {
+        self.first_missing(&self.state.lock(), &range).is_none()
+    }
+
     /// Wants `range` before anybody reads it: behind what readers wait for, ahead of the rest.
     pub fn prefetch(&self, range: Range<u64>) {
         let Some(shared) = self.shared.upgrade() else { return };

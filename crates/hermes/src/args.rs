@@ -399,7 +399,8 @@ pub(crate) enum Rule {
     Neighbours,
     /// Directories of which two files are read are fetched whole
     Directories,
-    /// The program of `hermes run`, its interpreter and its libraries are fetched at the mount
+    /// The program of `hermes run`, its interpreter and its libraries are fetched at the mount, and later ones
+    /// when they are begun to be read
     Program,
     /// Everything else is fetched in the background
     Completion,

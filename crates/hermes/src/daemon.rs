@@ -3,6 +3,7 @@
 mod cache_requests;
 mod credentials;
 mod decisions;
+mod follow;
 mod images;
 mod lazy;
 mod metrics;
@@ -48,7 +49,7 @@ use self::source::Blob;
 use self::traces::Traces;
 use crate::args::{DaemonTuning, Rule};
 use crate::policies::Policies;
-use crate::program_files::{self, Command};
+use crate::program_files::{Asked, Command};
 use crate::protocol::{Access, MountRequest, MountTuning};
 
 pub(crate) use self::decisions::DecisionReport;
@@ -127,7 +128,7 @@ impl Daemon {
     fn new(
         root: &Path,
         (front_ends, keeper, credentials): (FrontEnds, Arc<keeper::Client>, NodeCredentials),
-        (tuning, traces): (&DaemonTuning, Traces),
+        (tuning, traces, reads): (&DaemonTuning, Traces, follow::Reads),
         runtime: &Handle,
     ) -> Result<Self> {
         let boot_id =
@@ -147,6 +148,7 @@ impl Daemon {
         let (store_of_indexes, revoked) = (indexes.clone(), Arc::new(AtomicU64::new(0)));
         let (n_revoked, traces) = (Arc::clone(&revoked), Arc::new(traces));
         let told = Arc::clone(&traces);
+        let follows = !tuning.without.contains(&Rule::Program);
         let tell = move |event| match event {
             fill::Event::Sealed { layer } => {
                 told.sealed(&layer);
@@ -155,7 +157,12 @@ impl Daemon {
                 }
             }
             fill::Event::NoRoom => on_full.notify_one(),
-            fill::Event::Waited { read, error } => told.waited(&read, error.as_deref()),
+            fill::Event::Waited { read, error } => {
+                told.waited(&read, error.as_deref());
+                if follows && error.is_none() {
+                    reads.waited(&read);
+                }
+            }
             fill::Event::Revoked { layer, index, why } => {
                 told.revoked(&layer, &why);
                 n_revoked.fetch_add(1, Ordering::Relaxed);
@@ -329,7 +336,14 @@ impl Daemon {
         }
         let manifest = record.descriptor.digest;
         let is_completed = AtomicBool::new(record.tuning.completion == Completion::Now);
-        let loaded = Arc::new(LoadedImage { record, tree, layers, is_completed, start });
+        let loaded = Arc::new(LoadedImage {
+            record,
+            tree,
+            layers,
+            is_completed,
+            start,
+            asked: Asked::default(),
+        });
         self.images.lock().insert(manifest, Arc::clone(&loaded));
         Ok(loaded)
     }
@@ -643,10 +657,7 @@ impl Daemon {
         }
         let (command, image) = (Command { arguments, ..own }, Arc::clone(image));
         // The index may not say all of it, or nothing.
-        tokio::task::spawn_blocking(move || {
-            let files = program_files::find(&image.tree, &*image, &command);
-            tracing::debug!(image = image.record.name, files, "program's files asked for");
-        });
+        tokio::task::spawn_blocking(move || image.prefetch_files(&command));
     }
 }
 

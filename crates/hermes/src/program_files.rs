@@ -1,16 +1,20 @@
 //! The files that a program needs before its first instruction: itself, its interpreter and their
-//! shared libraries, all known from the image. Without this the loader asks for them one after the
-//! other, a round trip or more to the registry each.
+//! shared libraries, all known from the image; and those that a library needs which it loads later. Without
+//! this the loader asks for them one after the other, and in large ones for one part after the other, a
+//! round trip or more to the registry each.
 
 use std::collections::HashSet;
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
 
 use object::read::ReadCache;
-use object::read::elf::{Dyn, FileHeader, ProgramHeader};
-use object::{Endianness, ReadRef, elf};
 use oci::ImageConfig;
+use parking_lot::Mutex;
 use tree::{FileData, NodeId, Tree};
+
+use self::elf::{Elf, Needs};
+
+mod elf;
 
 /// What an image runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -36,7 +40,7 @@ impl Command {
 }
 
 /// The layers of an image. All ranges are of a layer's tar, in bytes, and within it.
-pub(crate) trait Layers {
+pub(crate) trait Layers: Sync {
     /// Notes that `range` is needed.
     fn want(&self, layer: u32, range: Range<u64>);
 
@@ -44,43 +48,79 @@ pub(crate) trait Layers {
     fn read_exact_at(&self, layer: u32, buffer: &mut [u8], at: u64) -> io::Result<()>;
 }
 
-/// Tells `layers` what `command` needs. Blocks until all of it is known; what cannot be had or understood
-/// is left to the program's own reads. Returns the number of files.
-pub(crate) fn find(tree: &Tree, layers: &dyn Layers, command: &Command) -> usize {
-    let mut files = ProgramFiles { tree, layers, command, seen: HashSet::new() };
-    let mut generation = files.named();
-    for _ in 0..MOST_GENERATIONS {
-        // All at once first: what they need in turn is known only when they are here.
-        let next: Vec<NodeId> = generation.iter().flat_map(|node| files.needed_by(*node)).collect();
-        if next.is_empty() {
-            break;
-        }
-        generation = next;
+/// What was asked for of an image so far.
+#[derive(Debug, Default)]
+pub(crate) struct Asked(Mutex<HashSet<NodeId>>);
+
+impl Asked {
+    /// Notes a file; returns whether it is a new one.
+    fn add(&self, node: NodeId) -> bool {
+        let mut files = self.0.lock();
+        files.len() < MOST_FILES && files.insert(node)
     }
-    files.seen.len()
+
+    fn has(&self, node: NodeId) -> bool {
+        self.0.lock().contains(&node)
+    }
 }
 
-struct ProgramFiles<'a> {
-    tree: &'a Tree,
-    layers: &'a dyn Layers,
-    command: &'a Command,
-    seen: HashSet<NodeId>,
-}
-
-/// What a file says that it needs.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Needs {
-    /// Path of its interpreter, and for a script what the interpreter is told.
-    interpreter: Vec<Vec<u8>>,
-    /// Names of shared libraries.
-    libraries: Vec<Vec<u8>>,
-    /// Folders where these are looked for first.
-    folders: Vec<Vec<u8>>,
+/// The files of an image, as its command sees them.
+pub(crate) struct ProgramFiles<'a> {
+    pub(crate) tree: &'a Tree,
+    pub(crate) layers: &'a dyn Layers,
+    pub(crate) command: &'a Command,
+    pub(crate) asked: &'a Asked,
 }
 
 impl<'a> ProgramFiles<'a> {
+    /// Asks for what the command needs. Blocks until all of it is known; what cannot be had or understood
+    /// is left to the program's own reads. Returns the number of files.
+    pub(crate) fn find(&self) -> usize {
+        self.load(self.named())
+    }
+
+    /// The same for a library that the program is about to load. Asks for nothing if it is no ELF file, or
+    /// was asked for before. Returns the number of files.
+    pub(crate) fn follow(&self, node: NodeId) -> usize {
+        let begun = || {
+            let data = self.file(node).filter(|_| !self.asked.has(node))?;
+            let mut magic = [0; elf::MAGIC.len()];
+            self.read_part(node, &mut magic, 0).ok()?;
+            if magic == elf::MAGIC { self.want_node(node, data) } else { None }
+        };
+        begun().map_or(0, |node| self.load(vec![node]))
+    }
+
+    /// Asks for what the files of `first` need, and what that needs; then for the parts of all of them that
+    /// the loader works on, in the order in which it gets to know them. Returns how many files they are.
+    fn load(&self, first: Vec<NodeId>) -> usize {
+        let (mut generation, mut found, mut elves) = (first, 0, Vec::new());
+        for _ in 0..MOST_GENERATIONS {
+            found += generation.len();
+            // All at once: what they need in turn is known only when they are here.
+            let read = at_once(&generation, |node| self.read(*node).unwrap_or_default());
+            let mut next = Vec::new();
+            for (node, (elf, needs)) in generation.iter().zip(read) {
+                next.extend(self.needed_by(*node, &needs));
+                elves.extend(elf.map(|elf| (*node, elf)));
+            }
+            generation = next;
+            if generation.is_empty() {
+                break;
+            }
+        }
+        for (node, elf) in &elves {
+            self.want_parts(*node, elf.tables());
+        }
+        at_once(&elves, |(node, elf)| {
+            let touched = elf.touched(|buffer, at| self.read_part(*node, buffer, at));
+            self.want_parts(*node, touched.unwrap_or_default());
+        });
+        found
+    }
+
     /// The program, and the arguments that are files.
-    fn named(&mut self) -> Vec<NodeId> {
+    fn named(&self) -> Vec<NodeId> {
         let command = self.command;
         let mut found = Vec::new();
         for (place, argument) in command.arguments.iter().enumerate() {
@@ -102,7 +142,7 @@ impl<'a> ProgramFiles<'a> {
         found
     }
 
-    fn in_path(&mut self, name: &[u8]) -> Option<NodeId> {
+    fn in_path(&self, name: &[u8]) -> Option<NodeId> {
         let path = self.variable("PATH").unwrap_or(DEFAULT_PATH);
         path.split(':').find_map(|folder| self.want(&[folder.as_bytes(), b"/", name].concat()))
     }
@@ -114,9 +154,13 @@ impl<'a> ProgramFiles<'a> {
     }
 
     /// Asks for the file at `path`; returns it if it is there and was not asked for before.
-    fn want(&mut self, path: &[u8]) -> Option<NodeId> {
+    fn want(&self, path: &[u8]) -> Option<NodeId> {
         let (node, data) = self.tree.resolve(path).ok()?;
-        if self.seen.len() >= MOST_FILES || !self.seen.insert(node) {
+        self.want_node(node, data)
+    }
+
+    fn want_node(&self, node: NodeId, data: &FileData) -> Option<NodeId> {
+        if !self.asked.add(node) {
             return None;
         }
         let stored = data.stored_bytes();
@@ -125,9 +169,19 @@ impl<'a> ProgramFiles<'a> {
         Some(node)
     }
 
-    /// Asks for what the file at `node` needs, once that is known.
-    fn needed_by(&mut self, node: NodeId) -> Vec<NodeId> {
-        let needs = self.read(node).unwrap_or_default();
+    /// Asks for parts of a file.
+    fn want_parts(&self, node: NodeId, parts: Vec<Range<u64>>) {
+        let Some(data) = self.file(node) else { return };
+        for part in parts {
+            let end = part.end.min(data.size);
+            if part.start < end {
+                self.layers.want(data.layer, data.offset + part.start..data.offset + end);
+            }
+        }
+    }
+
+    /// Asks for what the file at `node` needs.
+    fn needed_by(&self, node: NodeId, needs: &Needs) -> Vec<NodeId> {
         let mut found = Vec::new();
         for path in &needs.interpreter {
             found.extend(if path.contains(&b'/') { self.want(path) } else { self.in_path(path) });
@@ -149,19 +203,54 @@ impl<'a> ProgramFiles<'a> {
         found
     }
 
-    fn read(&self, node: NodeId) -> Option<Needs> {
-        let tree::NodeKind::File(data) = &self.tree.node(node).kind else { return None };
-        if data.sparse.is_some() {
-            return None;
-        }
+    /// What a script or an ELF file says of itself.
+    fn read(&self, node: NodeId) -> Option<(Option<Elf>, Needs)> {
+        let data = self.file(node)?;
         let mut file = LayerPart { layers: self.layers, data, at: 0, left: MOST_READ };
         let mut head = Vec::new();
         Read::take(&mut file, SCRIPT_HEAD).read_to_end(&mut head).ok()?;
         if head.starts_with(b"#!") {
-            return Some(Needs { interpreter: script_interpreter(&head), ..Needs::default() });
+            let interpreter = script_interpreter(&head);
+            return Some((None, Needs { interpreter, ..Needs::default() }));
         }
-        if head.starts_with(&elf::ELFMAG) { needs_of_elf(&ReadCache::new(file)) } else { None }
+        if !head.starts_with(&elf::MAGIC) {
+            return None;
+        }
+        let (elf, needs) = Elf::parse(&ReadCache::new(file))?;
+        Some((Some(elf), needs))
     }
+
+    fn read_part(&self, node: NodeId, buffer: &mut [u8], at: u64) -> io::Result<()> {
+        let end = at.checked_add(buffer.len() as u64);
+        match self.file(node) {
+            Some(data) if end.is_some_and(|end| end <= data.size) => {
+                self.layers.read_exact_at(data.layer, buffer, data.offset + at)
+            }
+            _ => Err(io::ErrorKind::UnexpectedEof.into()),
+        }
+    }
+
+    /// A file whose bytes lie in a layer as they are.
+    fn file(&self, node: NodeId) -> Option<&'a FileData> {
+        let tree: &'a Tree = self.tree;
+        match &tree.node(node).kind {
+            tree::NodeKind::File(data) if data.sparse.is_none() => Some(data),
+            _ => None,
+        }
+    }
+}
+
+/// Does `each` for all of `items` on a few threads, since it mostly waits; the results are in their order.
+fn at_once<T: Sync, R: Send>(items: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<R> {
+    let share = items.len().div_ceil(MOST_THREADS).max(1);
+    let each = &each;
+    std::thread::scope(|scope| {
+        let parts = items.chunks(share);
+        let parts =
+            parts.map(|part| scope.spawn(move || part.iter().map(each).collect::<Vec<R>>()));
+        let parts: Vec<_> = parts.collect();
+        parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()
+    })
 }
 
 /// The words after `#!`: a path, and for `env` what it looks for.
@@ -179,53 +268,6 @@ fn at_origin(folder: &[u8], origin: &[u8]) -> Vec<u8> {
         Some(rest) => [b"/", origin, rest].concat(),
         None => folder.to_vec(),
     }
-}
-
-/// The interpreter and the shared libraries of an ELF file, by its program headers: what the dynamic
-/// loader reads too, so nothing is fetched for this alone.
-fn needs_of_elf<'d>(data: impl ReadRef<'d>) -> Option<Needs> {
-    let header = elf::FileHeader64::<Endianness>::parse(data).ok()?;
-    let endian = header.endian().ok()?;
-    let segments = header.program_headers(endian, data).ok()?;
-    let (mut needs, mut dynamic) = (Needs::default(), None);
-    for segment in segments {
-        if let Ok(Some(path)) = segment.interpreter(endian, data) {
-            needs.interpreter.push(path.to_vec());
-        }
-        dynamic = dynamic.or_else(|| segment.dynamic(endian, data).ok().flatten());
-    }
-    let Some(dynamic) = dynamic else { return Some(needs) };
-    let value = |tag| {
-        dynamic.iter().find(|entry| entry.d_tag(endian) == tag).map(|entry| entry.d_val(endian))
-    };
-    let strings = value(elf::DT_STRTAB).and_then(|address| {
-        let holds = |segment: &&elf::ProgramHeader64<Endianness>| {
-            let start = segment.p_vaddr(endian);
-            segment.p_type(endian) == elf::PT_LOAD
-                && address.checked_sub(start).is_some_and(|at| at < segment.p_filesz(endian))
-        };
-        let segment = segments.iter().find(holds)?;
-        segment.p_offset(endian).checked_add(address - segment.p_vaddr(endian))
-    });
-    let Some(strings) = strings else { return Some(needs) };
-    let size = value(elf::DT_STRSZ).unwrap_or_default().min(MOST_READ);
-    for entry in dynamic.iter().take(MOST_ENTRIES) {
-        let text = || {
-            let start = strings.checked_add(entry.d_val(endian))?;
-            let text = data.read_bytes_at_until(start..strings.checked_add(size)?, 0).ok()?;
-            Some(text.to_vec())
-        };
-        match entry.d_tag(endian) {
-            elf::DT_NULL => break,
-            elf::DT_NEEDED => needs.libraries.extend(text()),
-            elf::DT_RPATH | elf::DT_RUNPATH => {
-                let folders = text().unwrap_or_default();
-                needs.folders.extend(folders.split(|byte| *byte == b':').map(<[u8]>::to_vec));
-            }
-            _ => {}
-        }
-    }
-    Some(needs)
 }
 
 /// A file whose bytes are fetched as they are read; it is not sparse.
@@ -275,8 +317,9 @@ const HEAD: u64 = 1 << 20;
 
 const SCRIPT_HEAD: u64 = 256;
 const MOST_READ: u64 = 4 << 20;
-const MOST_ENTRIES: usize = 4096;
-const MOST_FILES: usize = 512;
+const MOST_FILES: usize = 4096;
+/// At a time; each waits for one file.
+const MOST_THREADS: usize = 16;
 const MOST_GENERATIONS: usize = 16;
 
 /// What the loader, and whoever looks for the image's user, read first.
@@ -301,29 +344,6 @@ const LIBRARY_FOLDERS: &[&str] = &[
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn our_own_program_needs_its_loader_and_libc() {
-        let bytes = std::fs::read("/proc/self/exe").unwrap();
-        let needs = needs_of_elf(bytes.as_slice()).unwrap();
-        let interpreter = needs.interpreter.concat();
-        assert!(interpreter.windows(3).any(|part| part == b"ld-"), "{needs:?}");
-        assert!(needs.libraries.iter().any(|name| name.starts_with(b"libc.so")), "{needs:?}");
-    }
-
-    #[test]
-    fn damaged_programs_need_nothing_and_panic_nobody() {
-        let whole = std::fs::read("/proc/self/exe").unwrap();
-        for len in [0, 4, 63, 64, 200, 4096] {
-            needs_of_elf(&whole[..len]);
-        }
-        let head = &whole[..whole.len().min(1 << 16)];
-        for at in 0..512 {
-            let mut bytes = head.to_vec();
-            bytes[at] ^= 0xff;
-            needs_of_elf(bytes.as_slice());
-        }
-    }
 
     #[test]
     fn scripts_name_their_interpreters() {

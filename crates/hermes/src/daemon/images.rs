@@ -18,7 +18,7 @@ use policy::Completion;
 use serde::{Deserialize, Serialize};
 use tree::Tree;
 
-use crate::program_files::Layers;
+use crate::program_files::{Asked, Command, Layers, ProgramFiles};
 use crate::protocol::{Access, MountTuning};
 
 /// What is written down of an image, so that it needs no registry after a restart.
@@ -45,6 +45,8 @@ pub(super) struct LoadedImage {
     /// What the index says of the start of the image's own command: the place of a layer, and a range of its
     /// tar in bytes, which may lie outside.
     pub(super) start: Vec<(usize, Range<u64>)>,
+    /// What was asked for of its programs and their libraries.
+    pub(super) asked: Asked,
 }
 
 impl ImageRecord {
@@ -131,6 +133,33 @@ impl LoadedImage {
         }
     }
 
+    /// Asks for the files that `command` needs. Blocks until all of them are known.
+    pub(super) fn prefetch_files(&self, command: &Command) {
+        let files = self.files_of(command).find();
+        tracing::debug!(image = self.record.name, files, "program's files asked for");
+    }
+
+    /// Asks for what loading a library needs, if that is what lies at byte `at` of a layer, and its beginning
+    /// is there. Blocks until all of it is known.
+    pub(super) fn follow(&self, layer: u32, at: u64) {
+        let Some(node) = self.tree.file_at(layer, at) else { return };
+        let tree::NodeKind::File(file) = &self.tree.node(node).kind else { return };
+        let holder = self.layers.get(layer as usize);
+        if !holder.is_some_and(|layer| layer.has(file.offset..file.offset.saturating_add(PAGE))) {
+            return;
+        }
+        let files = self.files_of(&Command::of(&self.record.config)).follow(node);
+        if files > 0 {
+            let file = self.tree.path_of(node);
+            let file = String::from_utf8_lossy(&file);
+            tracing::debug!(image = self.record.name, %file, files, "library's files asked for");
+        }
+    }
+
+    fn files_of<'a>(&'a self, command: &'a Command) -> ProgramFiles<'a> {
+        ProgramFiles { tree: &self.tree, layers: self, command, asked: &self.asked }
+    }
+
     /// What to say to whoever mounts it with another deadline than it is served with: a deadline belongs
     /// to the layers, which all mounts share.
     pub(super) fn other_deadline(&self, wanted: MountTuning) -> Option<String> {
@@ -203,6 +232,9 @@ pub(super) fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
 fn folder(root: &Path, manifest: &Digest) -> PathBuf {
     root.join(IMAGES).join(manifest.hex())
 }
+
+/// Where the headers of a library are, in bytes.
+const PAGE: u64 = 4096;
 
 const IMAGES: &str = "images";
 

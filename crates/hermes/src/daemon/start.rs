@@ -15,7 +15,7 @@ use tokio::runtime::Handle;
 
 use super::credentials::NodeCredentials;
 use super::traces::Traces;
-use super::{Daemon, lazy, metrics, server, service};
+use super::{Daemon, follow, lazy, metrics, server, service};
 use crate::args::{DaemonArguments, DaemonTuning, GlobalArguments};
 use crate::config::Config;
 use crate::policies::Policies;
@@ -61,7 +61,10 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     let credentials = NodeCredentials::new(&from, Arc::clone(&holding));
     let parts = (front_ends, keeper, credentials);
     let traces = traces(config.as_ref(), runtime.handle());
-    let daemon = Arc::new(Daemon::new(&root, parts, (&tuning, traces), runtime.handle())?);
+    let (reads, told) = follow::channel();
+    let daemon = Daemon::new(&root, parts, (&tuning, traces, reads), runtime.handle())?;
+    let daemon = Arc::new(daemon);
+    runtime.spawn(follow::run(Arc::downgrade(&daemon), told));
     daemon.adopt_all(&holding)?;
     daemon.front_ends.listen(orphans)?;
     // The first mount should not have to wait for it.

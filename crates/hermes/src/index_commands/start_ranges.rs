@@ -14,7 +14,7 @@ use tree::{FileData, Tree};
 use ztoc::SpanId;
 
 use super::span_bytes::{FileWriter, from_spans};
-use crate::program_files::{self, Command, Layers};
+use crate::program_files::{Asked, Command, Layers, ProgramFiles};
 
 /// Finds it by the indexes in `store`; nothing if a layer has none there. Of the layers only the spans are
 /// fetched that tell what a program needs in turn.
@@ -35,7 +35,8 @@ pub(crate) async fn start_ranges(
         let command = Command::of(&image.config);
         let (spans, wanted) = (Mutex::default(), Mutex::default());
         let layers = RemoteLayers { origin, image, indexes, runtime, spans, wanted };
-        program_files::find(&tree, &layers, &command);
+        let asked = Asked::default();
+        ProgramFiles { tree: &tree, layers: &layers, command: &command, asked: &asked }.find();
         Ok(layers.wanted.into_inner())
     };
     let mut found: StartRanges = tokio::task::spawn_blocking(find).await.context("finding")??;

@@ -12,6 +12,7 @@ mod disks;
 mod eviction;
 mod faults;
 mod indexes;
+mod libraries;
 mod mirrors;
 mod names;
 mod offline;

@@ -1,0 +1,49 @@
+//! What is fetched ahead of the dynamic loader.
+
+use std::fs::{self, File};
+use std::os::unix::fs::FileExt;
+
+use testkit::image::{Compression, Content, ImageBuilder, LayerBuilder, Texture};
+use testkit::registry::Outage;
+
+use crate::setup::Setup;
+
+/// A library that this very program has loaded.
+fn loaded(name: &str) -> Vec<u8> {
+    let maps = fs::read_to_string("/proc/self/maps").unwrap();
+    let paths = maps.lines().filter_map(|line| line.split_ascii_whitespace().nth(5));
+    let path = paths.into_iter().find(|path| path.rsplit('/').next() == Some(name));
+    fs::read(path.unwrap_or_else(|| panic!("{name} is not loaded: {maps}"))).unwrap()
+}
+
+#[test]
+fn what_a_library_needs_comes_as_soon_as_somebody_reads_its_beginning() {
+    let setup = Setup::new();
+    let (libm, libc) = (loaded("libm.so.6"), loaded("libc.so.6"));
+    // Far enough from each other that no span holds parts of both.
+    let filler = Content::generated(1, 16 << 20, Texture::Random);
+    let layer =
+        LayerBuilder::new().dir("usr").dir("usr/lib").file("usr/lib/libc.so.6", libc.clone());
+    let layer = layer.file("usr/lib/filler", filler).dir("opt").file("opt/libm.so.6", libm.clone());
+    let image = ImageBuilder::new().layer(layer.build(), Compression::Gzip { level: 6 }).build();
+    let name = image.push_to(&setup.registry, "libraries", "1").unwrap().reference;
+    setup.index(&name);
+    setup.end_daemon();
+
+    let others = "small-layers,sequential,small-files,large-files,neighbours,directories";
+    let on_demand = ["--completion", "never", "--without", others];
+    let dir = setup.mount(&name, "mnt", &on_demand);
+    let head = &mut [0; 4096];
+    File::open(dir.join("opt/libm.so.6")).unwrap().read_exact_at(head, 0).unwrap();
+    assert_eq!(head[..], libm[..4096]);
+    setup.until("the libraries are there", || {
+        let status = setup.status();
+        let present = status["mounts"][0]["bytes_present"].as_u64()?;
+        (present >= (libm.len() + libc.len()) as u64).then_some(())
+    });
+    setup.registry.faults().cut(Outage::Refuse);
+    assert!(fs::read(dir.join("opt/libm.so.6")).unwrap() == libm, "wrong bytes");
+    assert!(fs::read(dir.join("usr/lib/libc.so.6")).unwrap() == libc, "wrong bytes");
+    let status = setup.status();
+    assert!(status["mounts"][0]["bytes_present"].as_u64().unwrap() < 16 << 20, "{status}");
+}
