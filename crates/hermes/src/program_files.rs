@@ -10,11 +10,8 @@ use std::ops::Range;
 use object::read::ReadCache;
 use oci::ImageConfig;
 use parking_lot::Mutex;
+use plan::elf::{self, Elf, Needs};
 use tree::{FileData, NodeId, Tree};
-
-use self::elf::{Elf, Needs};
-
-mod elf;
 
 /// What an image runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

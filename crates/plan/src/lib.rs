@@ -1,16 +1,18 @@
 //! Which spans to fetch, in which order, as which ranges: no clock, no sockets.
 //!
-//! Three decisions, each a function from values to values, so that every corner of them is a line
+//! Four decisions, each a function from values to values, so that every corner of them is a line
 //! in a table:
 //!
 //! - [`coalesce()`]: which spans share one ranged request;
 //! - [`ReadAhead`]: which spans will probably be read next;
+//! - [`elf`]: which parts of a library its loader will read;
 //! - [`Queue`]: what to fetch now, given what is wanted, by whom, and what is under way.
 //!
 //! The engine that calls them knows what is present, owns the connections and the clock, and acts.
 #![forbid(unsafe_code)]
 
 mod coalesce;
+pub mod elf;
 mod queue;
 mod read_ahead;
 mod spans;

@@ -13,14 +13,14 @@ use object::read::elf::{Dyn, FileHeader, ProgramHeader};
 use object::{Endian, Endianness, ReadRef, elf};
 
 /// What a file says that it needs.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Needs {
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Needs {
     /// Path of its interpreter, and for a script what the interpreter is told.
-    pub(super) interpreter: Vec<Vec<u8>>,
+    pub interpreter: Vec<Vec<u8>>,
     /// Names of shared libraries.
-    pub(super) libraries: Vec<Vec<u8>>,
+    pub libraries: Vec<Vec<u8>>,
     /// Folders where these are looked for first.
-    pub(super) folders: Vec<Vec<u8>>,
+    pub folders: Vec<Vec<u8>>,
 }
 
 /// A part of the file, and where it is in memory.
@@ -31,9 +31,10 @@ struct Segment {
     is_writable: bool,
 }
 
-/// A file as the loader finds it by its program headers and its dynamic section.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Elf {
+/// A file as the loader finds it by its program headers and its dynamic section (System V ABI, chapters
+/// 4 and 5; 64 bits, of either byte order).
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Elf {
     segments: Vec<Segment>,
     /// Where the loader's tables are, each up to the next one.
     tables: Vec<Range<u64>>,
@@ -45,9 +46,9 @@ pub(super) struct Elf {
 }
 
 impl Elf {
-    /// Reads the headers and the dynamic section: what the loader reads too, so nothing is fetched for this
-    /// alone.
-    pub(super) fn parse<'d>(data: impl ReadRef<'d>) -> Option<(Self, Needs)> {
+    /// Reads the headers and the dynamic section, which the loader reads too, so that nothing need be fetched
+    /// for this alone. `None` for what is no such file; what it says may be wrong in every other way.
+    pub fn parse<'d>(data: impl ReadRef<'d>) -> Option<(Self, Needs)> {
         let header = elf::FileHeader64::<Endianness>::parse(data).ok()?;
         let endian = header.endian().ok()?;
         let headers = header.program_headers(endian, data).ok()?;
@@ -79,8 +80,9 @@ impl Elf {
         Some((found, needs))
     }
 
-    /// The parts that it reads besides the headers, whatever else is loaded.
-    pub(super) fn tables(&self) -> Vec<Range<u64>> {
+    /// The parts that it reads besides the headers, whatever else is loaded. They may lie outside the file.
+    #[must_use]
+    pub fn tables(&self) -> Vec<Range<u64>> {
         // Behind the last byte from the file it clears the rest of the page.
         let ends = self.segments.iter().filter(|segment| segment.is_writable);
         let ends = ends.map(|segment| segment.file.end.saturating_sub(1)..segment.file.end);
@@ -88,8 +90,13 @@ impl Elf {
     }
 
     /// The parts that it writes addresses to, and those that hold what runs first; in whole blocks of
-    /// [`BLOCK`] bytes. `read` reads bytes of the file.
-    pub(super) fn touched(
+    /// [`BLOCK`] bytes, ascending, perhaps beyond the end of the file.
+    ///
+    /// It needs memory for the blocks: about 32 bytes each, 4 million of them at most.
+    ///
+    /// # Errors
+    /// Those of `read`, which is to fill a buffer with the file's bytes from an offset on.
+    pub fn touched(
         &self,
         mut read: impl FnMut(&mut [u8], u64) -> io::Result<()>,
     ) -> io::Result<Vec<Range<u64>>> {
@@ -216,10 +223,10 @@ fn joined(blocks: &BTreeSet<u64>) -> Vec<Range<u64>> {
 }
 
 /// How an ELF file begins.
-pub(super) const MAGIC: [u8; 4] = elf::ELFMAG;
+pub const MAGIC: [u8; 4] = elf::ELFMAG;
 
 /// What is touched is looked at in blocks of this many bytes.
-pub(super) const BLOCK: u64 = 64 << 10;
+pub const BLOCK: u64 = 64 << 10;
 
 /// Tables of the dynamic section that say where they begin.
 const TABLES: [elf::DynamicTag; 8] = [
@@ -332,8 +339,8 @@ mod tests {
             let at = usize::try_from(at).unwrap();
             bytes[at] ^= 0xff;
             if let Some((elf, _)) = Elf::parse(bytes.as_slice()) {
-                elf.tables();
-                touched_of(&elf, &bytes);
+                assert!(elf.tables().iter().all(|table| table.start <= table.end), "byte {at}");
+                assert!(touched_of(&elf, &bytes).is_sorted_by_key(|part| part.start), "byte {at}");
             }
             bytes[at] = whole[at];
         }
