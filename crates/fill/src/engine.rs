@@ -19,7 +19,7 @@ use crate::decode;
 use crate::durations::Durations;
 use crate::error::SpanFault;
 use crate::in_order::{self, Passes};
-use crate::layer::{Layer, LayerSpec, Order, SlowRead};
+use crate::layer::{Layer, LayerSpec, Order, Reader, SlowRead};
 use crate::pace::Pace;
 use crate::room::{Brake, Room, RoomCell};
 use crate::seal::{self, Sealed};
@@ -324,14 +324,20 @@ impl Shared {
         self.layers.lock().get(&id).cloned()
     }
 
-    pub(crate) fn reader_waits(&self) {
+    pub(crate) fn reader_waits(&self, reader: Reader) {
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        self.blocked_reads.fetch_add(1, Ordering::Relaxed);
+        if reader != Reader::OURSELVES {
+            self.blocked_reads.fetch_add(1, Ordering::Relaxed);
+        }
         *self.last_demand.lock() = Instant::now();
     }
 
-    pub(crate) fn reader_done(&self, read: &SlowRead) {
+    pub(crate) fn reader_done(&self) {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
+    }
+
+    /// Keeps what a report says of a read.
+    pub(crate) fn note(&self, read: &SlowRead) {
         self.waits.lock().add(read.waited);
         let mut slowest = self.slowest.lock();
         let at = slowest.partition_point(|other| other.waited >= read.waited);

@@ -34,6 +34,11 @@ pub struct Reader {
     pub pid: i32,
 }
 
+impl Reader {
+    /// Whoever runs the engine. No report has these reads: nobody's program waits for them.
+    pub const OURSELVES: Self = Self { pid: -1 };
+}
+
 /// In which order the spans of a layer can be had.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Order {
@@ -98,6 +103,14 @@ struct State {
     tail: BTreeMap<u32, Vec<u8>>,
     /// Why the index was found to lie.
     revoked: Option<String>,
+}
+
+impl State {
+    /// Those who wait, without ourselves.
+    fn readers(&self) -> impl Iterator<Item = &Waiter> {
+        let all = self.waiting.values().flatten();
+        all.filter(|waiter| waiter.reader != Reader::OURSELVES)
+    }
 }
 
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -216,14 +229,13 @@ impl Layer {
     #[must_use]
     pub fn waiting(&self) -> (usize, Option<Instant>) {
         let state = self.state.lock();
-        let all = || state.waiting.values().flatten();
-        (all().count(), all().map(|waiter| waiter.since).min())
+        (state.readers().count(), state.readers().map(|waiter| waiter.since).min())
     }
 
     /// The ranges that are waited for.
     #[must_use]
     pub fn waiting_ranges(&self) -> Vec<Range<u64>> {
-        self.state.lock().waiting.values().flatten().map(|waiter| waiter.range.clone()).collect()
+        self.state.lock().readers().map(|waiter| waiter.range.clone()).collect()
     }
 
     /// Adds somebody who is told when the layer is sealed and when it is opened again, and at once
@@ -272,7 +284,7 @@ impl Layer {
         let waiter = Waiter { range: range.clone(), since, deadline, reader, then };
         state.waiting.entry(first).or_default().push(waiter);
         drop((state, reading));
-        shared.reader_waits();
+        shared.reader_waits(reader);
         let hint = hint::at(&self.spec.toc, &range);
         let ahead = self.guess(&shared, |read_ahead| read_ahead.on_demand(range, hint));
         shared.want(self.id, &missing, Class::Demand);
@@ -558,10 +570,16 @@ impl Layer {
         let Range { start, end } = waiter.range;
         let (layer, waited, pid) = (self.spec.digest, waiter.since.elapsed(), waiter.reader.pid);
         tracing::debug!(%layer, start, end, pid, ?waited, "a read waited");
-        let read = SlowRead { layer, range: waiter.range, waited, pid };
         let shared = self.shared.upgrade();
         if let Some(shared) = &shared {
-            shared.reader_done(&read);
+            shared.reader_done();
+        }
+        if waiter.reader == Reader::OURSELVES {
+            return (waiter.then)(result);
+        }
+        let read = SlowRead { layer, range: waiter.range, waited, pid };
+        if let Some(shared) = &shared {
+            shared.note(&read);
         }
         let error = result.as_ref().err().map(ReadError::to_string);
         if let Some(error) = &error {

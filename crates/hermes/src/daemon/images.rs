@@ -198,8 +198,7 @@ impl Layers for LoadedImage {
         let (tell, told) = mpsc::sync_channel(1);
         // Nobody is left to be told only if this thread is gone.
         let then = Box::new(move |result| tell.send(result).unwrap_or_default());
-        let reader = Reader { pid: std::process::id().cast_signed() };
-        layer.request(at..at + buffer.len() as u64, reader, then);
+        layer.request(at..at + buffer.len() as u64, Reader::OURSELVES, then);
         told.recv().map_err(io::Error::other)?.map_err(io::Error::other)?;
         layer.data().read_exact_at(buffer, at)
     }

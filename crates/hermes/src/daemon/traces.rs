@@ -182,10 +182,6 @@ impl Traces {
     /// A read has waited. The first of a mount is told, and some that waited long or failed.
     pub(super) fn waited(&self, read: &SlowRead, error: Option<&str>) {
         let Some(on) = &self.on else { return };
-        // Our own are no container's.
-        if u32::try_from(read.pid) == Ok(std::process::id()) {
-            return;
-        }
         let mut mounted = self.mounted.lock();
         // Images share layers, and nobody can say through which of them one is read: most likely through
         // that which starts.

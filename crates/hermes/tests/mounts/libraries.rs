@@ -41,6 +41,11 @@ fn what_a_library_needs_comes_as_soon_as_somebody_reads_its_beginning() {
         let present = status["mounts"][0]["bytes_present"].as_u64()?;
         (present >= (libm.len() + libc.len()) as u64).then_some(())
     });
+    let explained = setup.ok(&["explain", dir.to_str().unwrap()]);
+    let slow = explained["slowest_reads"].as_array().unwrap();
+    let thread = rustix::thread::gettid().as_raw_nonzero().get();
+    let ours = slow.iter().all(|read| read["pid"] == thread);
+    assert!(!slow.is_empty() && ours, "a read of the daemon's own is reported: {slow:?}");
     setup.registry.faults().cut(Outage::Refuse);
     assert!(fs::read(dir.join("opt/libm.so.6")).unwrap() == libm, "wrong bytes");
     assert!(fs::read(dir.join("usr/lib/libc.so.6")).unwrap() == libc, "wrong bytes");
