@@ -310,8 +310,13 @@ impl Shared {
             return;
         }
         let mut wanted = self.queue.lock();
-        for span in spans {
+        let want = |span: &u32| {
             wanted.queue.want(layer, *span, class);
+        };
+        match class {
+            // The likeliest come first here, and the latest there.
+            Class::ReadAhead => spans.iter().rev().for_each(want),
+            Class::Demand | Class::Prefetch | Class::Background => spans.iter().for_each(want),
         }
         drop(wanted);
         if class == Class::Demand {
@@ -601,7 +606,7 @@ fn count(
             in_flight.demand = connections(in_flight.demand);
             in_flight.demand_bytes = bytes(in_flight.demand_bytes, size);
         }
-        Class::ReadAhead => {
+        Class::Prefetch | Class::ReadAhead => {
             in_flight.read_ahead = connections(in_flight.read_ahead);
             in_flight.speculative_bytes = bytes(in_flight.speculative_bytes, size);
         }

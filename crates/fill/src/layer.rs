@@ -337,7 +337,7 @@ impl Layer {
         let Some(shared) = self.shared.upgrade() else { return };
         let range = range.start..range.end.min(self.bytes());
         let spans = self.spec.spans.spans_covering(range).map(|span| span.0);
-        shared.want(self.id, &self.not_present(spans), Class::ReadAhead);
+        shared.want(self.id, &self.not_present(spans), Class::Prefetch);
     }
 
     /// Wants what is worth having before anybody reads: the whole of a small layer.

@@ -13,6 +13,8 @@ use crate::{Fetch, Spans};
 pub enum Class {
     /// A reader waits for it.
     Demand,
+    /// A program needs it, as is known from what it has begun to do.
+    Prefetch,
     /// A reader will probably want it soon.
     ReadAhead,
     /// It makes the layer whole.
@@ -28,13 +30,13 @@ pub struct LayerId(pub u32);
 pub struct InFlight {
     /// Connections busy with [`Class::Demand`].
     pub demand: u32,
-    /// Connections busy with [`Class::ReadAhead`].
+    /// Connections busy with [`Class::Prefetch`] and [`Class::ReadAhead`].
     pub read_ahead: u32,
     /// Connections busy with [`Class::Background`].
     pub background: u32,
     /// Compressed bytes that are still to come for [`Class::Demand`].
     pub demand_bytes: u64,
-    /// Compressed bytes that are still to come for the two other classes.
+    /// Compressed bytes that are still to come for the other classes.
     pub speculative_bytes: u64,
     /// Those of them that are for [`Class::Background`].
     pub background_bytes: u64,
@@ -127,9 +129,10 @@ pub enum Wanted {
 
 /// The place of a wanted span among those of its class.
 ///
-/// Demand and read-ahead are served in the order of their arrival, and the first number is 0.
-/// In background work it is the size of the layer, so that small layers are whole first, until readers
-/// show where they are.
+/// Demand and prefetch are served in the order of their arrival, and the first number is 0. So it is for
+/// read-ahead, but there the latest comes first: what was guessed long ago and was not wanted since was
+/// probably a wrong guess. In background work it is the size of the layer, so that small layers are whole
+/// first, until readers show where they are.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct Place {
     class: Class,
@@ -150,8 +153,9 @@ struct Layer {
 /// # Guarantees
 ///
 /// A span is handed out to one [`Job`] at a time. Every wanted span is handed out at some time, if
-/// what is handed out is reported [`done`](Self::done) and the limits allow each class at least one
-/// connection. Demand is served first come, first served, and before everything else. The same calls
+/// what is handed out is reported [`done`](Self::done), the limits allow each class at least one
+/// connection, and no more urgent ones come. Demand is served first come, first served, and before everything
+/// else. The same calls
 /// give the same answers. Every call is O(log n) in the number of wanted spans, for each span that it
 /// touches.
 #[derive(Default)]
@@ -183,7 +187,8 @@ impl Queue {
         });
     }
 
-    /// Notes that a span is wanted, or wanted more urgently than before.
+    /// Notes that a span is wanted, or wanted more urgently than before. Of several guesses the likeliest is
+    /// to be wanted last.
     pub fn want(&mut self, id: LayerId, span: u32, class: Class) -> Wanted {
         let Some(layer) = self.layers.get_mut(&id).filter(|layer| span < layer.spans.len()) else {
             return Wanted::Unknown;
@@ -198,7 +203,10 @@ impl Queue {
         let place = Place {
             class,
             layer_bytes: if class == Class::Background { layer.bytes } else { 0 },
-            arrival: self.arrivals,
+            arrival: match class {
+                Class::ReadAhead => u64::MAX - self.arrivals,
+                Class::Demand | Class::Prefetch | Class::Background => self.arrivals,
+            },
         };
         let bytes = layer.span_bytes(span);
         let answer = match layer.waiting.entry(span) {
@@ -248,14 +256,14 @@ impl Queue {
         let (&Place { class, .. }, &first) = self.order.first_key_value()?;
         let (id, seed) = match class {
             Class::Background => self.behind_the_reader().unwrap_or(first),
-            Class::Demand | Class::ReadAhead => first,
+            Class::Demand | Class::Prefetch | Class::ReadAhead => first,
         };
         if !has_connection(class, now, limits) {
             return None;
         }
         let max_bytes = match class {
             Class::Demand => limits.demand_bytes,
-            Class::ReadAhead => speculative_room(now, limits),
+            Class::Prefetch | Class::ReadAhead => speculative_room(now, limits),
             Class::Background => completion_room(now, limits)?,
         };
         let layer = self.layers.get_mut(&id)?;
@@ -381,7 +389,7 @@ fn has_connection(class: Class, now: &InFlight, limits: &Limits) -> bool {
     let open = limits.max_connections.saturating_sub(limits.demand_connections);
     match class {
         Class::Demand => busy < limits.max_connections,
-        Class::ReadAhead => busy < open,
+        Class::Prefetch | Class::ReadAhead => busy < open,
         Class::Background => busy < open && now.background < limits.background_connections,
     }
 }

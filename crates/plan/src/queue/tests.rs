@@ -5,7 +5,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::spans::tests::Table;
 
-use Class::{Background, Demand, ReadAhead};
+use Class::{Background, Demand, Prefetch, ReadAhead};
 
 const LIMITS: Limits = Limits {
     max_connections: 4,
@@ -68,6 +68,14 @@ fn equal_demands_are_served_as_they_came() {
     check(
         &[(0, 8, Demand), (1, 2, Demand), (0, 0, Demand), (0, 4, Demand)],
         &[(0, 8..9, Demand), (1, 2..3, Demand), (0, 0..1, Demand), (0, 4..5, Demand)],
+    );
+}
+
+#[test]
+fn what_is_known_to_be_needed_comes_before_guesses_and_late_guesses_before_early_ones() {
+    check(
+        &[(0, 0, ReadAhead), (1, 4, ReadAhead), (0, 8, Prefetch), (1, 2, Prefetch)],
+        &[(0, 8..9, Prefetch), (1, 2..3, Prefetch), (1, 4..5, ReadAhead), (0, 0..1, ReadAhead)],
     );
 }
 
@@ -250,7 +258,7 @@ fn while_a_reader_waits_speculation_keeps_to_its_share() {
 
 #[test]
 fn speculation_is_cut_to_its_share_and_has_a_floor() {
-    let all: Vec<_> = (0..10).map(|span| (0, span, ReadAhead)).collect();
+    let all: Vec<_> = (0..10).rev().map(|span| (0, span, ReadAhead)).collect();
     let next = |limits: Limits, now: InFlight| queue(&all).next(&now, &limits).map(|job| job.spans);
     let reader = InFlight { demand_bytes: 250, ..IDLE };
     assert_eq!(next(LIMITS, reader), Some(0..2));
@@ -311,7 +319,7 @@ enum Step {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let class = prop_oneof![Just(Demand), Just(ReadAhead), Just(Background)];
+    let class = prop_oneof![Just(Demand), Just(Prefetch), Just(ReadAhead), Just(Background)];
     prop_oneof![
         6 => (0_u32..3, 0_u32..26, class).prop_map(|(layer, span, class)| Step::Want(layer, span, class)),
         1 => (0_u32..3, 0_u32..26).prop_map(|(layer, span)| Step::Unwant(layer, span)),
@@ -374,7 +382,7 @@ impl Model {
                     now.demand += 1;
                     now.demand_bytes += bytes;
                 }
-                ReadAhead => now.read_ahead += 1,
+                Prefetch | ReadAhead => now.read_ahead += 1,
                 Background => {
                     now.background += 1;
                     now.background_bytes += bytes;
