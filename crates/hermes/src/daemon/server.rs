@@ -53,6 +53,9 @@ pub(super) async fn serve(
     (options, containerd, metrics): (ServerOptions, Option<ForContainerd>, Option<TcpListener>),
     ready: impl FnOnce() -> Result<()>,
 ) -> Result<()> {
+    // First: whoever sees a socket of ours may end us gracefully from then on.
+    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    let mut hangup = signal(SignalKind::hangup())?;
     let path = daemon.root.join("daemon.sock");
     let listener = listen(&path).with_context(|| format!("listening at {}", path.display()))?;
     let mut tasks = JoinSet::new();
@@ -69,9 +72,6 @@ pub(super) async fn serve(
         watch_keeper(Arc::clone(&daemon), Arc::clone(&holding), options, Arc::clone(&ending));
     tasks.spawn(watched);
     let mut containerd = Containerd::serve(containerd, &holding)?;
-    let (mut term, mut int) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    let mut hangup = signal(SignalKind::hangup())?;
-    // Not before: whoever hears of it may end us gracefully from now on.
     ready()?;
     loop {
         tokio::select! {

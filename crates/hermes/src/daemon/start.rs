@@ -67,8 +67,6 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     runtime.spawn(follow::run(Arc::downgrade(&daemon), told));
     daemon.adopt_all(&holding)?;
     daemon.front_ends.listen(orphans)?;
-    // The first mount should not have to wait for it.
-    let probing = probe_early(&daemon)?;
     daemon.clear_abandoned_runs();
     let ready = || -> Result<()> {
         if arguments.ready_on_stdin {
@@ -79,6 +77,9 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     let metrics = config.as_ref().and_then(|config| config.metrics.address);
     let metrics = metrics.and_then(|address| runtime.block_on(metrics::listen(address)));
     let containerd = for_containerd(&daemon, (config, listening), runtime.handle())?;
+    // The first mount should not have to wait for it. What fails from here on waits for its end: the process could
+    // not go while the kernel asks it about a mount of its own.
+    let probing = probe_early(&daemon)?;
     let served = server::serve(Arc::clone(&daemon), holding, (options, containerd, metrics), ready);
     let served = runtime.block_on(served);
     runtime.block_on(daemon.traces.finish(LAST_TRACES));
