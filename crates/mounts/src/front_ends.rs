@@ -645,6 +645,13 @@ impl FrontEnds {
         act(served.insert(running))
     }
 
+    /// Whether a mount on `dir` is served.
+    #[must_use]
+    pub fn serves(&self, dir: &Path) -> bool {
+        let is_meant = |mount: &Mount| mount.record.dir == dir && mount.state == MountState::Served;
+        self.mounts.lock().values().any(is_meant)
+    }
+
     /// All mounts, in the order of their folders.
     #[must_use]
     pub fn list(&self) -> Vec<Mounted> {

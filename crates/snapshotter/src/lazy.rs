@@ -7,11 +7,15 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-/// Knows which images need no unpacking, and mounts them. Calls may block.
+/// Knows which images need no unpacking, and mounts them. Calls may block, but for
+/// [`is_mounted`](Self::is_mounted).
 pub trait LazyImages: Send + Sync + fmt::Debug {
     /// What a layer is that containerd is about to fetch and unpack; nothing if it should, which is the
     /// answer to any doubt.
     fn find(&self, wanted: &WantedLayer<'_>) -> Option<LazyLayer>;
+
+    /// Whether an image is mounted on `dir`, and served.
+    fn is_mounted(&self, dir: &Path) -> bool;
 
     /// Mounts the layers up to this one on `dir`, unless that has been done.
     ///

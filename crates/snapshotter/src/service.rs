@@ -28,7 +28,7 @@ use crate::api::types;
 use crate::filter::{Filter, ParseFilterError};
 use crate::images::{Images, V1, V1Alpha2};
 use crate::mounts::Mount;
-use crate::snapshots::Snapshots;
+use crate::snapshots::{Patience, Snapshots};
 use crate::store::{Info, Kind, StoreError, Update};
 
 /// containerd's calls cannot be served any more.
@@ -37,7 +37,8 @@ use crate::store::{Info, Kind, StoreError, Update};
 pub struct ServeError(#[from] tonic::transport::Error);
 
 /// Serves containerd on `listener`, and the kubelet as `images` says, until `stop` is ready; calls that have
-/// begun are answered then.
+/// begun are answered then. Short calls are carried out on the thread that they come in by, which waits for the
+/// disk now and then: the runtime should be for nothing else.
 ///
 /// # Errors
 /// When the socket fails.
@@ -91,7 +92,7 @@ impl CallError {
                 StoreError::Folder(err) if err.kind() == io::ErrorKind::StorageFull => {
                     Code::ResourceExhausted
                 }
-                StoreError::Mount { .. } => Code::Unavailable,
+                StoreError::Mount { .. } | StoreError::Waits => Code::Unavailable,
                 StoreError::Folder(_) | StoreError::Database(_) => Code::Internal,
             },
             Self::Filter(_) | Self::Field(_) | Self::NoInfo => Code::InvalidArgument,
@@ -100,36 +101,61 @@ impl CallError {
 }
 
 impl Service {
-    /// Carries out a call where it may wait for the disk.
+    /// Carries out a call, here if it need not wait for an image: then it is over sooner than another thread would
+    /// wake up. The calls behind it would wait anyway: there is one store.
     async fn call<T: Send + 'static>(
+        &self,
+        name: &'static str,
+        key: String,
+        work: impl Fn(&Snapshots, &str, Patience) -> Result<T, CallError> + Send + 'static,
+    ) -> Result<T, Status> {
+        let begin = Instant::now();
+        match work(&self.snapshots, &key, Patience::Disk) {
+            Err(CallError::Store(StoreError::Waits)) => {
+                let work =
+                    move |snapshots: &Snapshots, key: &str| work(snapshots, key, Patience::Images);
+                self.call_aside(name, key, work).await
+            }
+            result => answer((name, &key), begin, result),
+        }
+    }
+
+    /// Carries out a call where it may wait.
+    async fn call_aside<T: Send + 'static>(
         &self,
         name: &'static str,
         key: String,
         work: impl FnOnce(&Snapshots, &str) -> Result<T, CallError> + Send + 'static,
     ) -> Result<T, Status> {
         let (snapshots, begin) = (Arc::clone(&self.snapshots), Instant::now());
-        let work = move || {
-            let result = work(&snapshots, &key);
-            let took = begin.elapsed();
-            match &result {
-                Ok(_) => tracing::debug!(call = name, key, ?took, "containerd was answered"),
-                Err(err)
-                    if matches!(
-                        err.code(),
-                        Code::Internal | Code::ResourceExhausted | Code::Unavailable
-                    ) =>
-                {
-                    tracing::error!(call = name, key, error = in_full(err), "a call failed");
-                }
-                Err(err) => {
-                    tracing::debug!(call = name, key, ?took, error = %err, "containerd was refused");
-                }
-            }
-            result.map_err(|err| Status::new(err.code(), in_full(&err)))
-        };
+        let work = move || answer((name, &key), begin, work(&snapshots, &key));
         let done = tokio::task::spawn_blocking(work).await;
         done.unwrap_or_else(|panic| Err(Status::internal(format!("{name}: {panic}"))))
     }
+}
+
+/// What a call is answered, which the log hears of.
+fn answer<T>(
+    (name, key): (&str, &str),
+    begin: Instant,
+    result: Result<T, CallError>,
+) -> Result<T, Status> {
+    let took = begin.elapsed();
+    match &result {
+        Ok(_) => tracing::debug!(call = name, key, ?took, "containerd was answered"),
+        Err(err)
+            if matches!(
+                err.code(),
+                Code::Internal | Code::ResourceExhausted | Code::Unavailable
+            ) =>
+        {
+            tracing::error!(call = name, key, error = in_full(err), "a call failed");
+        }
+        Err(err) => {
+            tracing::debug!(call = name, key, ?took, error = %err, "containerd was refused");
+        }
+    }
+    result.map_err(|err| Status::new(err.code(), in_full(&err)))
 }
 
 #[tonic::async_trait]
@@ -141,9 +167,9 @@ impl Api for Service {
         let trace = trace_of(request.metadata());
         let PrepareSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let labels = sorted(labels);
-        let create = move |snapshots: &Snapshots, key: &str| {
-            let _within = trace.attach();
-            Ok(snapshots.create(Kind::Active, (key, &parent), &labels)?)
+        let create = move |snapshots: &Snapshots, key: &str, patience| {
+            let _within = trace.clone().attach();
+            Ok(snapshots.create(Kind::Active, (key, &parent), &labels, patience)?)
         };
         let mounts = vec![self.call("Prepare", key, create).await?.into()];
         Ok(Response::new(PrepareSnapshotResponse { mounts }))
@@ -156,9 +182,9 @@ impl Api for Service {
         let trace = trace_of(request.metadata());
         let ViewSnapshotRequest { key, parent, labels, .. } = request.into_inner();
         let labels = sorted(labels);
-        let create = move |snapshots: &Snapshots, key: &str| {
-            let _within = trace.attach();
-            Ok(snapshots.create(Kind::View, (key, &parent), &labels)?)
+        let create = move |snapshots: &Snapshots, key: &str, patience| {
+            let _within = trace.clone().attach();
+            Ok(snapshots.create(Kind::View, (key, &parent), &labels, patience)?)
         };
         let mounts = vec![self.call("View", key, create).await?.into()];
         Ok(Response::new(ViewSnapshotResponse { mounts }))
@@ -170,9 +196,9 @@ impl Api for Service {
     ) -> Result<Response<MountsResponse>, Status> {
         let trace = trace_of(request.metadata());
         let key = request.into_inner().key;
-        let mounts = move |snapshots: &Snapshots, key: &str| {
-            let _within = trace.attach();
-            Ok(snapshots.mounts(key)?)
+        let mounts = move |snapshots: &Snapshots, key: &str, patience| {
+            let _within = trace.clone().attach();
+            Ok(snapshots.mounts(key, patience)?)
         };
         let mounts = vec![self.call("Mounts", key, mounts).await?.into()];
         Ok(Response::new(MountsResponse { mounts }))
@@ -187,7 +213,7 @@ impl Api for Service {
         let commit = move |snapshots: &Snapshots, key: &str| {
             Ok(snapshots.commit(key, (&name, &parent), &labels)?)
         };
-        self.call("Commit", key, commit).await.map(Response::new)
+        self.call_aside("Commit", key, commit).await.map(Response::new)
     }
 
     async fn remove(
@@ -196,7 +222,7 @@ impl Api for Service {
     ) -> Result<Response<()>, Status> {
         let key = request.into_inner().key;
         let remove = |snapshots: &Snapshots, key: &str| Ok(snapshots.remove(key)?);
-        self.call("Remove", key, remove).await.map(Response::new)
+        self.call_aside("Remove", key, remove).await.map(Response::new)
     }
 
     async fn stat(
@@ -204,7 +230,7 @@ impl Api for Service {
         request: Request<StatSnapshotRequest>,
     ) -> Result<Response<StatSnapshotResponse>, Status> {
         let key = request.into_inner().key;
-        let stat = |snapshots: &Snapshots, key: &str| Ok(snapshots.stat(key)?);
+        let stat = |snapshots: &Snapshots, key: &str, _| Ok(snapshots.stat(key)?);
         let info = self.call("Stat", key, stat).await?;
         Ok(Response::new(StatSnapshotResponse { info: Some(info.into()) }))
     }
@@ -222,7 +248,7 @@ impl Api for Service {
             }
             Ok(snapshots.update(key, change(labels, update_mask)?)?)
         };
-        let info = self.call("Update", key, update).await?;
+        let info = self.call_aside("Update", key, update).await?;
         Ok(Response::new(UpdateSnapshotResponse { info: Some(info.into()) }))
     }
 
@@ -243,7 +269,7 @@ impl Api for Service {
             let meant = snapshots.list()?.into_iter().filter(is_meant);
             Ok(meant.map(ApiInfo::from).collect::<Vec<_>>())
         };
-        let found = self.call("List", String::new(), list).await?;
+        let found = self.call_aside("List", String::new(), list).await?;
         let answers = found
             .chunks(INFOS_AT_A_TIME)
             .map(|some| Ok(ListSnapshotsResponse { info: some.to_vec() }));
@@ -257,7 +283,7 @@ impl Api for Service {
     ) -> Result<Response<UsageResponse>, Status> {
         let key = request.into_inner().key;
         let usage = |snapshots: &Snapshots, key: &str| Ok(snapshots.usage(key)?);
-        let usage = self.call("Usage", key, usage).await?;
+        let usage = self.call_aside("Usage", key, usage).await?;
         let [size, inodes] =
             [usage.bytes, usage.inodes].map(|count| i64::try_from(count).unwrap_or(i64::MAX));
         Ok(Response::new(UsageResponse { size, inodes }))
@@ -268,7 +294,7 @@ impl Api for Service {
             snapshots.clean_up();
             Ok(())
         };
-        self.call("Cleanup", String::new(), clean_up).await.map(Response::new)
+        self.call_aside("Cleanup", String::new(), clean_up).await.map(Response::new)
     }
 }
 

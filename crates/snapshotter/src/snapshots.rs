@@ -28,6 +28,15 @@ pub struct Snapshots {
     chores: mpsc::Sender<Chore>,
 }
 
+/// What a call may wait for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Patience {
+    /// Nothing but the disk: else it fails with [`StoreError::Waits`], and nothing has happened.
+    Disk,
+    /// Registries and mounts of images too.
+    Images,
+}
+
 /// What can be done while nobody waits.
 enum Chore {
     /// Find out what a committed snapshot takes.
@@ -116,13 +125,14 @@ impl Snapshots {
         kind: Kind,
         (key, parent): (&str, &str),
         labels: &BTreeMap<String, String>,
+        patience: Patience,
     ) -> Result<Mount, StoreError> {
         if let (Kind::Active, Some(images)) = (kind, &self.images) {
-            self.find_lazy(images.as_ref(), parent, labels)?;
+            self.find_lazy(images.as_ref(), parent, labels, patience)?;
         }
         // The folder is to look like its parent's.
         let below = self.store.below(parent)?;
-        self.mount_lazy(&below)?;
+        self.mount_lazy(&below, patience)?;
         let owners = self.owners(&below, labels)?;
         let make = |lineage: &Lineage| {
             folders::make(&self.dir, lineage, owners.ids())?;
@@ -173,6 +183,7 @@ impl Snapshots {
         images: &dyn LazyImages,
         parent: &str,
         labels: &BTreeMap<String, String>,
+        patience: Patience,
     ) -> Result<(), StoreError> {
         let Some(target) = labels.get(TARGET) else { return Ok(()) };
         match self.store.stat(target) {
@@ -183,6 +194,9 @@ impl Snapshots {
         let Some(wanted) = WantedLayer::new(labels, self.store.height(parent)?) else {
             return Ok(());
         };
+        if patience == Patience::Disk {
+            return Err(StoreError::Waits);
+        }
         let Some(layer) = images.find(&wanted) else { return Ok(()) };
         let make = |id| folders::make_mount_point(&self.dir, id);
         let id = self.store.create_lazy((target, parent), labels, &layer, make)?;
@@ -195,22 +209,27 @@ impl Snapshots {
     }
 
     /// Sees to it that the lazy image below a snapshot is mounted.
-    fn mount_lazy(&self, below: &Below) -> Result<(), StoreError> {
+    fn mount_lazy(&self, below: &Below, patience: Patience) -> Result<(), StoreError> {
         let (Some(id), Some(layer)) = (below.parents.last(), &below.lazy) else { return Ok(()) };
         let failed = |source| StoreError::Mount { image: layer.image.clone(), source };
         let images =
             self.images.as_ref().ok_or_else(|| failed("lazy images are switched off".into()))?;
-        images.mount(layer, &folders::content(&self.dir, *id)).map_err(failed)
+        let dir = folders::content(&self.dir, *id);
+        match patience {
+            Patience::Disk if images.is_mounted(&dir) => Ok(()),
+            Patience::Disk => Err(StoreError::Waits),
+            Patience::Images => images.mount(layer, &dir).map_err(failed),
+        }
     }
 
     /// How a snapshot is mounted that was prepared or viewed.
-    pub(crate) fn mounts(&self, key: &str) -> Result<Mount, StoreError> {
+    pub(crate) fn mounts(&self, key: &str, patience: Patience) -> Result<Mount, StoreError> {
         let lineage = self.store.lineage(key)?;
         if lineage.kind == Kind::Committed {
             return Err(StoreError::NoMounts { key: key.to_owned() });
         }
         // After a restart of the machine it is not.
-        self.mount_lazy(&lineage.below)?;
+        self.mount_lazy(&lineage.below, patience)?;
         let owners = self.owners(&lineage.below, &self.store.stat(key)?.labels)?;
         self.show(&lineage, &owners).map_err(StoreError::Folder)?;
         Ok(self.mount_of(&lineage, &owners))

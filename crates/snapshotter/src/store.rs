@@ -116,6 +116,9 @@ pub(crate) enum StoreError {
         #[source]
         source: LazyError,
     },
+    /// For a call that must not: it is to be made again by somebody who may.
+    #[error("an image is to be found or mounted first, which may take long")]
+    Waits,
     #[error(transparent)]
     Ids(#[from] ParseIdsError),
     #[error("the metadata store")]

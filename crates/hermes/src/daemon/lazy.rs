@@ -9,7 +9,6 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use artifacts::{FoundManifest, ImageName, IndexOutcome, Origin, OriginError};
 use futures_util::FutureExt;
-use mounts::MountState;
 use oci::{Descriptor, Digest, Platform, Reference};
 use opentelemetry::trace::FutureExt as _;
 use parking_lot::Mutex;
@@ -273,9 +272,7 @@ impl ContainerdImages {
     }
 
     fn mount_image(&self, layer: &LazyLayer, dir: &Path) -> Result<()> {
-        let mounted = self.daemon.front_ends.list();
-        if mounted.iter().any(|mount| mount.record.dir == dir && mount.state == MountState::Served)
-        {
+        if self.is_mounted(dir) {
             return Ok(());
         }
         let policies = self.policies.current();
@@ -323,6 +320,10 @@ impl LazyImages for ContainerdImages {
         }
         self.daemon.decisions.lock().add(decision);
         decided.ok().map(|(layer, _)| layer)
+    }
+
+    fn is_mounted(&self, dir: &Path) -> bool {
+        self.daemon.front_ends.serves(dir)
     }
 
     fn mount(&self, layer: &LazyLayer, dir: &Path) -> Result<(), LazyError> {

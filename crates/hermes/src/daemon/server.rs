@@ -16,6 +16,7 @@ use snapshotter::{Images, Snapshots};
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::OwnedWriteHalf;
 use tokio::net::{TcpListener, UnixListener, UnixStream};
+use tokio::runtime::Handle;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Notify;
 use tokio::task::JoinSet;
@@ -44,6 +45,8 @@ pub(super) struct ForContainerd {
     pub(super) activated: Option<std::os::unix::net::UnixListener>,
     /// Who is asked when the kubelet asks for images.
     pub(super) images: Images,
+    /// Where calls come in.
+    pub(super) runtime: Handle,
 }
 
 /// Serves until SIGTERM or SIGINT; calls `ready` when clients can connect.
@@ -117,9 +120,10 @@ struct Containerd {
 impl Containerd {
     fn serve(what: Option<ForContainerd>, holding: &Holding) -> Result<Self> {
         let (mut server, stop) = (JoinSet::new(), Arc::new(Notify::new()));
-        let Some(ForContainerd { snapshots, socket, activated, images }) = what else {
+        let Some(ForContainerd { snapshots, socket, activated, images, runtime }) = what else {
             return Ok(Self { server, socket: None, stop });
         };
+        let _within = runtime.enter();
         let (kubelet, by_systemd) = (matches!(images, Images::Containerd(_)), activated.is_some());
         let listener = match activated {
             Some(activated) => {
@@ -134,10 +138,11 @@ impl Containerd {
         let listener = listener.with_context(|| format!("listening at {}", socket.display()))?;
         tracing::info!(socket = %socket.display(), by_systemd, kubelet, "containerd is served");
         let stopped = Arc::clone(&stop);
-        server.spawn(async move {
+        let serve = async move {
             snapshotter::serve(listener, snapshots, images, stopped.notified()).await?;
             Ok(())
-        });
+        };
+        server.spawn_on(serve, &runtime);
         Ok(Self { server, socket: (!by_systemd).then_some(socket), stop })
     }
 

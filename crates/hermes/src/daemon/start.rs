@@ -11,7 +11,7 @@ use mounts::{FrontEnds, Holding};
 use rustix::fs::FlockOperation;
 use rustix::io::Errno;
 use snapshotter::{ImageCalls, Images};
-use tokio::runtime::Handle;
+use tokio::runtime::{Handle, Runtime};
 
 use super::credentials::NodeCredentials;
 use super::traces::Traces;
@@ -76,7 +76,9 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     };
     let metrics = config.as_ref().and_then(|config| config.metrics.address);
     let metrics = metrics.and_then(|address| runtime.block_on(metrics::listen(address)));
-    let containerd = for_containerd(&daemon, (config, listening), runtime.handle())?;
+    let calls = runtime_for_calls().context("starting a thread")?;
+    let runtimes = (runtime.handle(), calls.handle());
+    let containerd = for_containerd(&daemon, (config, listening), runtimes)?;
     // The first mount should not have to wait for it. What fails from here on waits for its end: the process could
     // not go while the kernel asks it about a mount of its own.
     let probing = probe_early(&daemon)?;
@@ -90,6 +92,7 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     // Dropping the engine would fail those who wait. They are for the next daemon to serve, from what the
     // keeper holds.
     std::mem::forget(daemon);
+    calls.shutdown_background();
     runtime.shutdown_timeout(Duration::from_secs(1));
     // It has mounts of its own, which must not stay.
     if let Some(Err(_panic)) = probing.map(std::thread::JoinHandle::join) {
@@ -136,11 +139,18 @@ fn traces(config: Option<&Config>, runtime: &Handle) -> Traces {
     })
 }
 
+/// What containerd's calls come in by: one thread, on which most of them are over sooner than a second one would
+/// wake up. It may wait for the disk, which readers of mounts need not notice.
+fn runtime_for_calls() -> std::io::Result<Runtime> {
+    let mut calls = tokio::runtime::Builder::new_multi_thread();
+    calls.worker_threads(1).thread_name("calls").enable_all().build()
+}
+
 /// Opens what containerd is served with, if it is to be.
 fn for_containerd(
     daemon: &Arc<Daemon>,
     (config, listening): (Option<Config>, Vec<UnixListener>),
-    runtime: &Handle,
+    (runtime, calls): (&Handle, &Handle),
 ) -> Result<Option<server::ForContainerd>> {
     let Some(config) = config else { return Ok(None) };
     let socket = config.containerd.socket.clone();
@@ -165,7 +175,8 @@ fn for_containerd(
                 None => Images::Nobody(Arc::clone(&daemon.kubelet_asks)),
             };
             let activated = service::listening_at(listening, &socket);
-            Ok(Some(server::ForContainerd { snapshots, socket, activated, images }))
+            let runtime = calls.clone();
+            Ok(Some(server::ForContainerd { snapshots, socket, activated, images, runtime }))
         }
         // Containers that run need this daemon more than new ones do.
         Err(err) if daemon.is_needed() => {

@@ -23,6 +23,10 @@ impl LazyImages for AllLazy {
         })
     }
 
+    fn is_mounted(&self, _: &Path) -> bool {
+        false
+    }
+
     fn mount(&self, _: &LazyLayer, _: &Path) -> Result<(), LazyError> {
         Ok(())
     }
@@ -50,19 +54,18 @@ impl Case {
         let dir = root.path().join("snapshots");
         let snapshots = Snapshots::open(&dir, Some(Arc::new(AllLazy))).unwrap();
         let case = Self { snapshots, root };
-        let cri = |name: &str| format!("containerd.io/snapshot/cri.{name}");
-        let mut labels: BTreeMap<_, _> = ["image-ref", "manifest-digest", "layer-digest"]
-            .map(|name| (cri(name), "some".to_owned()))
-            .into();
-        labels.insert(TARGET.to_owned(), "lazy".to_owned());
-        let error = case.snapshots.create(Kind::Active, ("extract", ""), &labels).unwrap_err();
+        let labels = lazy_labels("lazy");
+        let error = case
+            .snapshots
+            .create(Kind::Active, ("extract", ""), &labels, Patience::Images)
+            .unwrap_err();
         assert!(matches!(error, StoreError::Exists(_)), "{error}");
         case
     }
 
     /// Prepares a snapshot for a user namespace whose root is `root` outside.
     fn prepare(&self, key: &str, parent: &str, root: u32) -> Result<Mount, StoreError> {
-        self.snapshots.create(Kind::Active, (key, parent), &ids(root))
+        self.snapshots.create(Kind::Active, (key, parent), &ids(root), Patience::Images)
     }
 
     fn commit(&self, key: &str, name: &str, parent: &str) {
@@ -78,6 +81,16 @@ impl Case {
     fn own_folder(&self, id: i64) -> PathBuf {
         folders::content(&self.snapshots.dir, SnapshotId(id))
     }
+}
+
+/// The labels of a layer that is to be unpacked as `target`.
+fn lazy_labels(target: &str) -> BTreeMap<String, String> {
+    let cri = |name: &str| format!("containerd.io/snapshot/cri.{name}");
+    let mut labels: BTreeMap<_, _> = ["image-ref", "manifest-digest", "layer-digest"]
+        .map(|name| (cri(name), "some".to_owned()))
+        .into();
+    labels.insert(TARGET.to_owned(), target.to_owned());
+    labels
 }
 
 /// The labels of a user namespace whose root is `root` outside.
@@ -97,7 +110,7 @@ fn what_is_below_is_mapped_and_the_folder_on_it_belongs_to_the_root_of_the_user_
     let mount = case.prepare("one", "lazy", 100_000).unwrap();
     assert!(is_mapped(&mount, 100_000), "{mount:?}");
     assert_eq!(Case::owner(&mount), 100_000);
-    assert_eq!(case.snapshots.mounts("one").unwrap(), mount);
+    assert_eq!(case.snapshots.mounts("one", Patience::Images).unwrap(), mount);
     let other = case.prepare("two", "lazy", 200_000).unwrap();
     assert!(is_mapped(&other, 200_000) && Case::owner(&other) == 200_000, "{other:?}");
     // The root of an image may be somebody else's.
@@ -109,7 +122,12 @@ fn what_is_below_is_mapped_and_the_folder_on_it_belongs_to_the_root_of_the_user_
 #[test]
 fn what_was_given_other_owners_is_not_mapped_again() {
     let case = Case::new();
-    let copy = case.snapshots.create(Kind::Active, ("copy-remap", "lazy"), &BTreeMap::new());
+    let copy = case.snapshots.create(
+        Kind::Active,
+        ("copy-remap", "lazy"),
+        &BTreeMap::new(),
+        Patience::Images,
+    );
     let upper = case.own_folder(2);
     assert_eq!(Case::owner(&copy.unwrap()), 0);
     std::os::unix::fs::chown(upper, Some(100_000), Some(100_000)).unwrap();
@@ -117,14 +135,16 @@ fn what_was_given_other_owners_is_not_mapped_again() {
     let mount = case.prepare("one", "copy", 100_000).unwrap();
     assert!(!is_mapped(&mount, 100_000), "{mount:?}");
     assert_eq!(Case::owner(&mount), 100_000);
-    assert_eq!(case.snapshots.mounts("one").unwrap(), mount);
+    assert_eq!(case.snapshots.mounts("one", Patience::Images).unwrap(), mount);
 }
 
 /// containerd cannot before 2.3.
 #[test]
 fn unpacked_layers_on_lazy_ones_are_shown_by_our_own_mounts() {
     let case = Case::new();
-    case.snapshots.create(Kind::Active, ("work", "lazy"), &BTreeMap::new()).unwrap();
+    case.snapshots
+        .create(Kind::Active, ("work", "lazy"), &BTreeMap::new(), Patience::Images)
+        .unwrap();
     for (id, file) in [(1, "lower"), (2, "upper")] {
         std::fs::write(case.own_folder(id).join(file), file).unwrap();
     }
@@ -145,12 +165,12 @@ fn unpacked_layers_on_lazy_ones_are_shown_by_our_own_mounts() {
     }
     let shown = || [&upper, &lower].map(|place| sys::mount::location(place).unwrap());
     let before = shown();
-    assert_eq!(case.snapshots.mounts("one").unwrap(), mount);
+    assert_eq!(case.snapshots.mounts("one", Patience::Images).unwrap(), mount);
     assert_eq!(shown(), before, "once");
     // As after a reboot.
     sys::mount::unmount(&upper, sys::mount::Unmount::Now).unwrap();
     assert!(!upper.join("upper").exists());
-    case.snapshots.mounts("one").unwrap();
+    case.snapshots.mounts("one", Patience::Images).unwrap();
     assert!(upper.join("upper").exists());
     case.snapshots.remove("one").unwrap();
     assert!(std::fs::read_dir(&mapped).unwrap().next().is_none());
@@ -160,7 +180,9 @@ fn unpacked_layers_on_lazy_ones_are_shown_by_our_own_mounts() {
 #[test]
 fn the_image_below_a_container_is_found_by_the_folder_it_writes_to() {
     let case = Case::new();
-    let make = |key, parent| case.snapshots.create(Kind::Active, (key, parent), &BTreeMap::new());
+    let make = |key, parent| {
+        case.snapshots.create(Kind::Active, (key, parent), &BTreeMap::new(), Patience::Images)
+    };
     make("work", "lazy").unwrap();
     case.commit("work", "upper", "lazy");
     make("on", "upper").unwrap();
@@ -172,4 +194,32 @@ fn the_image_below_a_container_is_found_by_the_folder_it_writes_to() {
     for other in ["/", "/elsewhere/3/fs"] {
         assert_eq!(case.snapshots.image_below(Path::new(other)).unwrap(), None);
     }
+}
+
+#[test]
+fn what_may_take_long_is_left_to_whoever_may_wait() {
+    let case = Case::new();
+    let labels = ids(0);
+    let make = |key, parent, patience| {
+        case.snapshots.create(Kind::Active, (key, parent), &labels, patience)
+    };
+    let waits = |result: Result<Mount, StoreError>| {
+        assert!(matches!(result, Err(StoreError::Waits)), "{result:?}");
+    };
+    let before = case.snapshots.list().unwrap();
+    waits(make("one", "lazy", Patience::Disk));
+    assert_eq!(case.snapshots.list().unwrap(), before);
+    let mount = make("one", "lazy", Patience::Images).unwrap();
+    waits(case.snapshots.mounts("one", Patience::Disk));
+    assert_eq!(case.snapshots.mounts("one", Patience::Images).unwrap(), mount);
+    // There is no image below it.
+    let mount = make("two", "", Patience::Disk).unwrap();
+    assert_eq!(case.snapshots.mounts("two", Patience::Disk).unwrap(), mount);
+    let unpacked = |target: &str| {
+        let labels = lazy_labels(target);
+        case.snapshots.create(Kind::Active, ("extract-another", "lazy"), &labels, Patience::Disk)
+    };
+    waits(unpacked("another"));
+    let known = unpacked("lazy");
+    assert!(matches!(known, Err(StoreError::Exists(_))), "{known:?}");
 }
