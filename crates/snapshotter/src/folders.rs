@@ -3,21 +3,24 @@
 use std::collections::HashSet;
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
+use std::mem;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
+
+use parking_lot::Mutex;
 
 use crate::ids::{IdMapping, Owner};
 use crate::store::{Kind, Lineage, SnapshotId, Usage};
 
 /// Where what is written in a snapshot lies.
 pub(crate) fn content(dir: &Path, id: SnapshotId) -> PathBuf {
-    folder(dir, id).join("fs")
+    folder(dir, id).join(CONTENT)
 }
 
 /// Where overlayfs prepares what it changes.
 pub(crate) fn work(dir: &Path, id: SnapshotId) -> PathBuf {
-    folder(dir, id).join("work")
+    folder(dir, id).join(WORK)
 }
 
 fn folder(dir: &Path, id: SnapshotId) -> PathBuf {
@@ -37,16 +40,59 @@ pub(crate) fn owner(dir: &Path, id: SnapshotId) -> io::Result<Owner> {
     Ok((content.uid(), content.gid()))
 }
 
-/// Makes the folders of a new snapshot. `ids` are those that what is below it is seen with.
-pub(crate) fn make(dir: &Path, lineage: &Lineage, ids: Option<&IdMapping>) -> io::Result<()> {
-    let folder = folder(dir, lineage.id);
-    // What a transaction that did not end has left has the same number.
-    remove_all(&folder)?;
-    DirBuilder::new().mode(0o700).create(&folder)?;
-    let content = content(dir, lineage.id);
+/// The folders of an active snapshot, made before there is one: that takes longer than all else that is to be
+/// done for it.
+#[derive(Debug, Default)]
+pub(crate) struct Spare {
+    is_there: Mutex<bool>,
+}
+
+impl Spare {
+    /// Makes them, unless they are there.
+    pub(crate) fn make(&self, dir: &Path) -> io::Result<()> {
+        let mut is_there = self.is_there.lock();
+        if !*is_there {
+            let folder = dir.join(SPARE);
+            // Left by another daemon.
+            remove_all(&folder)?;
+            make_new(&folder, Kind::Active)?;
+            *is_there = true;
+        }
+        Ok(())
+    }
+
+    /// Moves them to `folder`. If there are none, or something is in the way, nothing happens.
+    fn take(&self, dir: &Path, folder: &Path) -> bool {
+        let taken = self.is_there.try_lock().is_some_and(|mut is_there| mem::take(&mut *is_there));
+        taken && fs::rename(dir.join(SPARE), folder).is_ok()
+    }
+}
+
+fn make_new(folder: &Path, kind: Kind) -> io::Result<()> {
+    DirBuilder::new().mode(0o700).create(folder)?;
+    let content = folder.join(CONTENT);
     fs::create_dir(&content)?;
     // Whatever the umask is: it is the root of a container.
     fs::set_permissions(&content, Permissions::from_mode(0o755))?;
+    match kind {
+        Kind::Active => DirBuilder::new().mode(0o711).create(folder.join(WORK)),
+        Kind::View | Kind::Committed => Ok(()),
+    }
+}
+
+/// Makes the folders of a new snapshot. `ids` are those that what is below it is seen with.
+pub(crate) fn make(
+    (dir, spare): (&Path, &Spare),
+    lineage: &Lineage,
+    ids: Option<&IdMapping>,
+) -> io::Result<()> {
+    let folder = folder(dir, lineage.id);
+    if lineage.kind != Kind::Active || !spare.take(dir, &folder) {
+        // What a transaction that did not end has left has the same number.
+        remove_all(&folder)?;
+        make_new(&folder, lineage.kind)?;
+    }
+    let content = content(dir, lineage.id);
     let parent = lineage.below.parents.first().map(|parent| owner(dir, *parent)).transpose()?;
     let owner = match (parent, ids) {
         (Some(owner), Some(ids)) => Some(ids.outside(owner)),
@@ -55,9 +101,6 @@ pub(crate) fn make(dir: &Path, lineage: &Lineage, ids: Option<&IdMapping>) -> io
     };
     if let Some((user, group)) = owner {
         std::os::unix::fs::chown(&content, Some(user), Some(group))?;
-    }
-    if lineage.kind == Kind::Active {
-        DirBuilder::new().mode(0o711).create(work(dir, lineage.id))?;
     }
     Ok(())
 }
@@ -107,6 +150,9 @@ pub(crate) fn remove_put_away(dir: &Path) -> io::Result<usize> {
     Ok(removed)
 }
 
+const CONTENT: &str = "fs";
+const WORK: &str = "work";
+const SPARE: &str = ".spare";
 const PUT_AWAY: &str = "removed-";
 
 fn remove_all(folder: &Path) -> io::Result<()> {
@@ -152,12 +198,16 @@ mod tests {
     use super::*;
     use crate::store::Below;
 
+    fn make_one(dir: &TempDir, spare: &Spare, id: i64) {
+        let lineage = Lineage { id: SnapshotId(id), kind: Kind::Active, below: Below::default() };
+        make((dir.path(), spare), &lineage, None).unwrap();
+    }
+
     #[test]
     fn files_with_several_names_are_counted_once() {
         let dir = TempDir::new().unwrap();
         let id = SnapshotId(3);
-        make(dir.path(), &Lineage { id, kind: Kind::Active, below: Below::default() }, None)
-            .unwrap();
+        make_one(&dir, &Spare::default(), id.0);
         let empty = usage(dir.path(), id).unwrap();
         let file = content(dir.path(), id).join("file");
         fs::write(&file, [1; 10_000]).unwrap();
@@ -170,15 +220,45 @@ mod tests {
     #[test]
     fn what_an_unfinished_transaction_left_is_replaced() {
         let dir = TempDir::new().unwrap();
-        let lineage = Lineage { id: SnapshotId(3), kind: Kind::Active, below: Below::default() };
-        make(dir.path(), &lineage, None).unwrap();
-        fs::write(content(dir.path(), lineage.id).join("stale"), b"x").unwrap();
-        make(dir.path(), &lineage, None).unwrap();
-        assert!(fs::read_dir(content(dir.path(), lineage.id)).unwrap().next().is_none());
-        assert_eq!(all(dir.path()).unwrap(), [lineage.id]);
-        put_away(dir.path(), lineage.id).unwrap();
+        let (id, spare) = (SnapshotId(3), Spare::default());
+        make_one(&dir, &spare, id.0);
+        for has_spare in [false, true] {
+            fs::write(content(dir.path(), id).join("stale"), b"x").unwrap();
+            if has_spare {
+                spare.make(dir.path()).unwrap();
+            }
+            make_one(&dir, &spare, id.0);
+            assert!(fs::read_dir(content(dir.path(), id)).unwrap().next().is_none());
+        }
+        assert_eq!(all(dir.path()).unwrap(), [id]);
+        put_away(dir.path(), id).unwrap();
+        remove_all(&dir.path().join(SPARE)).unwrap();
         assert_eq!(all(dir.path()).unwrap(), []);
         assert_eq!(remove_put_away(dir.path()).unwrap(), 1);
         assert!(fs::read_dir(dir.path()).unwrap().next().is_none());
+    }
+
+    #[test]
+    fn folders_made_ahead_are_like_any_others_and_used_once() {
+        let (dir, spare) = (TempDir::new().unwrap(), Spare::default());
+        let look = |id: i64| {
+            let folder = folder(dir.path(), SnapshotId(id));
+            [folder.clone(), folder.join(CONTENT), folder.join(WORK)].map(|path| {
+                let found = fs::metadata(path).unwrap();
+                (found.ino(), (found.mode(), found.uid(), found.gid()))
+            })
+        };
+        make_one(&dir, &spare, 1);
+        // What a daemon has left that was killed while it made them.
+        fs::create_dir(dir.path().join(SPARE)).unwrap();
+        spare.make(dir.path()).unwrap();
+        let made_ahead = fs::metadata(dir.path().join(SPARE)).unwrap().ino();
+        make_one(&dir, &spare, 2);
+        make_one(&dir, &spare, 3);
+        let [one, two, three] = [1, 2, 3].map(look);
+        assert_eq!([one, two].map(|found| found[0].0 == made_ahead), [false, true]);
+        for found in [two, three] {
+            assert_eq!(found.map(|(_, rest)| rest), one.map(|(_, rest)| rest));
+        }
     }
 }

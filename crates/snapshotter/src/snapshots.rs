@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs::DirBuilder;
 use std::io;
+use std::iter;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 
-use crate::folders;
+use crate::folders::{self, Spare};
 use crate::ids::{IdMapping, Owners};
 use crate::lazy::{LazyImages, LazyLayer, TARGET, WantedLayer};
 use crate::mapped::Mapped;
@@ -24,6 +25,7 @@ pub struct Snapshots {
     store: Arc<Store>,
     overlay_options: Vec<String>,
     mapped: Arc<Mapped>,
+    spare: Arc<Spare>,
     images: Option<Arc<dyn LazyImages>>,
     chores: mpsc::Sender<Chore>,
 }
@@ -45,6 +47,8 @@ enum Chore {
     Forget(LazyLayer),
     /// Mount a lazy image, for which a container is likely to come next.
     Mount(SnapshotId, LazyLayer),
+    /// Make the folders of the next snapshot.
+    Spare,
 }
 
 /// The snapshots of a folder cannot be served.
@@ -99,16 +103,19 @@ impl Snapshots {
         let overlay_options = mounts::overlay_options();
         let mapped = Arc::new(Mapped::new(dir));
         let dir = dir.to_owned();
-        let snapshots = Self { dir, store, overlay_options, mapped, images, chores };
+        let spare = Arc::default();
+        let snapshots = Self { dir, store, overlay_options, mapped, spare, images, chores };
         let (dir, store) = (snapshots.dir.clone(), Arc::clone(&snapshots.store));
+        let spare = Arc::clone(&snapshots.spare);
         let (images, mapped) = (snapshots.images.clone(), Arc::clone(&snapshots.mapped));
         let work = move || {
             clean_up(&dir, &store, &mapped, images.as_deref());
-            for chore in to_do {
+            for chore in iter::once(Chore::Spare).chain(to_do) {
                 match chore {
                     Chore::Measure(id) => measure_committed(&dir, &store, id),
                     Chore::Forget(layer) => forget(&store, images.as_deref(), &layer),
                     Chore::Mount(id, layer) => mount_ahead(&dir, images.as_deref(), id, &layer),
+                    Chore::Spare => make_spare(&dir, &spare),
                 }
             }
         };
@@ -135,12 +142,14 @@ impl Snapshots {
         self.mount_lazy(&below, patience)?;
         let owners = self.owners(&below, labels)?;
         let make = |lineage: &Lineage| {
-            folders::make(&self.dir, lineage, owners.ids())?;
+            folders::make((&self.dir, &self.spare), lineage, owners.ids())?;
             // What a transaction that did not end has left has the same number.
             self.mapped.hide(lineage.id)?;
             self.show(lineage, &owners)
         };
         let lineage = self.store.create(kind, (key, parent), labels, make)?;
+        // If the thread is gone, the next snapshot makes its own.
+        self.chores.send(Chore::Spare).unwrap_or_default();
         Ok(self.mount_of(&lineage, &owners))
     }
 
@@ -311,6 +320,12 @@ fn measure_committed(dir: &Path, store: &Store, id: SnapshotId) {
     let measured = folders::usage(dir, id).map_err(StoreError::Folder);
     if let Err(err) = measured.and_then(|usage| store.set_usage(id, usage)) {
         tracing::debug!(id = id.0, error = %err, "snapshot is measured when somebody asks");
+    }
+}
+
+fn make_spare(dir: &Path, spare: &Spare) {
+    if let Err(error) = spare.make(dir) {
+        tracing::debug!(%error, "the next snapshot makes its folders itself");
     }
 }
 
