@@ -3,13 +3,14 @@
 
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use oci::Digest;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use ztoc::{Compression, Limits, Ztoc};
+use ztoc::{Compression, Limits, ParseZtocError, ReadTocError, Toc, TocEntry, Ztoc};
 
 /// A folder of zTOCs.
 #[derive(Debug, Clone)]
@@ -72,17 +73,23 @@ pub struct StoredIndex {
     /// Whether the layer can only be read from its beginning.
     pub streamed: bool,
     /// The table of contents, shared.
-    pub toc: Arc<Vec<ztoc::TocEntry>>,
+    pub toc: Arc<Toc>,
 }
 
 impl StoredIndex {
-    /// About how many bytes of memory its table of contents takes.
+    /// About how many bytes of memory its table of contents takes, if it was read.
     pub(crate) fn toc_bytes(&self) -> u64 {
-        self.toc.iter().map(ztoc::TocEntry::memory_bytes).sum()
+        let entries = self.toc.get().unwrap_or_default();
+        entries.iter().map(TocEntry::memory_bytes).sum()
     }
 
     fn new(mut ztoc: Ztoc, file: File, note: &Note) -> Self {
-        let toc = Arc::new(std::mem::take(&mut ztoc.toc));
+        let toc = Toc::from(std::mem::take(&mut ztoc.toc));
+        Self::with_toc(ztoc, file, note, toc)
+    }
+
+    fn with_toc(ztoc: Ztoc, file: File, note: &Note, toc: Toc) -> Self {
+        let toc = Arc::new(toc);
         let Note { ztoc: digest, origin, streamed, blob: _ } = *note;
         Self { ztoc, file, digest, origin, streamed, toc }
     }
@@ -133,6 +140,32 @@ impl IndexStore {
     /// # Errors
     /// When the disk cannot be read.
     pub fn load(&self, layer: &Digest) -> Result<Option<StoredIndex>, StoreIndexError> {
+        let parsed = self.load_by(layer, |bytes| Ztoc::parse(bytes, &Limits::default()))?;
+        Ok(parsed.map(|(note, ztoc, file)| StoredIndex::new(ztoc, file, &note)))
+    }
+
+    /// The index of `layer` as by [`load`](Self::load). Its bytes are checked now, but its table of contents
+    /// is read when somebody asks for it.
+    ///
+    /// # Errors
+    /// When the disk cannot be read.
+    pub fn load_without_toc(&self, layer: &Digest) -> Result<Option<StoredIndex>, StoreIndexError> {
+        let parse = |bytes: &[u8]| Ztoc::parse_without_toc(bytes, &Limits::default());
+        let Some((note, ztoc, file)) = self.load_by(layer, parse)? else { return Ok(None) };
+        // The name may stand for another index by then.
+        let same = file.try_clone();
+        let same =
+            same.map_err(|source| StoreIndexError::Io { path: self.paths(layer).0, source })?;
+        let digest = note.ztoc;
+        let toc = Toc::later(move || read_toc(&same, &digest).map_err(ReadTocError::new));
+        Ok(Some(StoredIndex::with_toc(ztoc, file, &note, toc)))
+    }
+
+    fn load_by(
+        &self,
+        layer: &Digest,
+        parse: impl Fn(&[u8]) -> Result<Ztoc, ParseZtocError>,
+    ) -> Result<Option<(Note, Ztoc, File)>, StoreIndexError> {
         let (path, note) = self.paths(layer);
         let note = match fs::read(&note) {
             Ok(note) => note,
@@ -144,11 +177,11 @@ impl IndexStore {
             Err(err) if err.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(source) => return Err(StoreIndexError::Io { path, source }),
         };
-        match Self::parse(layer, &note, &bytes) {
+        match check(layer, &note, &bytes, parse) {
             Ok((note, ztoc)) => {
                 let file =
                     File::open(&path).map_err(|source| StoreIndexError::Io { path, source })?;
-                Ok(Some(StoredIndex::new(ztoc, file, &note)))
+                Ok(Some((note, ztoc, file)))
             }
             Err(err) => {
                 tracing::warn!(%layer, error = %err, "stored index dropped");
@@ -156,19 +189,6 @@ impl IndexStore {
                 Ok(None)
             }
         }
-    }
-
-    fn parse(layer: &Digest, note: &[u8], bytes: &[u8]) -> Result<(Note, Ztoc), StoreIndexError> {
-        let unusable = |why: String| StoreIndexError::Unusable { layer: *layer, why };
-        let note: Note = serde_json::from_slice(note).map_err(|err| unusable(err.to_string()))?;
-        if Digest::of(bytes) != note.ztoc {
-            return Err(unusable("its bytes have changed".to_owned()));
-        }
-        let ztoc = parse(layer, bytes)?;
-        if note.streamed {
-            check_streamed(layer, &ztoc)?;
-        }
-        Ok((note, ztoc))
     }
 
     /// Stores the index of `layer`, whose blob has `layer_size` bytes; it replaces an older one.
@@ -395,6 +415,36 @@ impl IndexStore {
     }
 }
 
+/// What a note and the zTOC beside it say, if they belong together.
+fn check(
+    layer: &Digest,
+    note: &[u8],
+    bytes: &[u8],
+    parse: impl Fn(&[u8]) -> Result<Ztoc, ParseZtocError>,
+) -> Result<(Note, Ztoc), StoreIndexError> {
+    let unusable = |why: String| StoreIndexError::Unusable { layer: *layer, why };
+    let note: Note = serde_json::from_slice(note).map_err(|err| unusable(err.to_string()))?;
+    if Digest::of(bytes) != note.ztoc {
+        return Err(unusable("its bytes have changed".to_owned()));
+    }
+    let ztoc = parse(bytes).map_err(|err| unusable(err.to_string()))?;
+    if note.streamed {
+        check_streamed(layer, &ztoc)?;
+    }
+    Ok((note, ztoc))
+}
+
+/// Reads the table of contents of a zTOC that was whole before.
+fn read_toc(file: &File, digest: &Digest) -> io::Result<Vec<TocEntry>> {
+    let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
+    file.read_exact_at(&mut bytes, 0)?;
+    if Digest::of(&bytes) != *digest {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the index has changed"));
+    }
+    let ztoc = Ztoc::parse(&bytes, &Limits::default());
+    Ok(ztoc.map_err(io::Error::other)?.toc)
+}
+
 fn parse(layer: &Digest, bytes: &[u8]) -> Result<Ztoc, StoreIndexError> {
     Ztoc::parse(bytes, &Limits::default())
         .map_err(|err| StoreIndexError::Unusable { layer: *layer, why: err.to_string() })
@@ -414,3 +464,54 @@ fn check_streamed(layer: &Digest, ztoc: &Ztoc) -> Result<(), StoreIndexError> {
 
 /// The bytes of a streamed layer's span are in memory until its digest is known to be right.
 const MAX_STREAMED_SPAN: u64 = 4 << 20;
+
+#[cfg(test)]
+mod tests {
+    use testkit::image::{Compression, LayerBuilder, compress};
+    use ztoc::{Indexer, IndexerOptions};
+
+    use super::*;
+
+    /// A store with the index of one layer.
+    fn stored(dir: &Path) -> (IndexStore, Digest) {
+        let tar = LayerBuilder::new().dir("a").file("a/one", "1").file("a/two", "22").build();
+        let blob = compress(&tar, Compression::Gzip { level: 6 });
+        let mut indexer = Indexer::new(IndexerOptions::default()).unwrap();
+        indexer.push(&blob, &mut |_| {}).unwrap();
+        let bytes = indexer.finish().unwrap().ztoc_bytes;
+        let (store, layer) = (IndexStore::open(dir).unwrap(), Digest::of(&blob));
+        store.save(&layer, blob.len() as u64, &bytes, IndexOrigin::Built).unwrap();
+        (store, layer)
+    }
+
+    #[test]
+    fn a_table_of_contents_may_be_read_later() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, layer) = stored(dir.path());
+        let whole = store.load(&layer).unwrap().unwrap();
+        let later = store.load_without_toc(&layer).unwrap().unwrap();
+        assert_eq!((&later.ztoc, later.digest), (&whole.ztoc, whole.digest));
+        assert!(whole.toc.get().is_some() && !later.toc.was_asked_for());
+        // Another index may have its name by then.
+        store.remove(&layer).unwrap();
+        assert_eq!(later.toc.read().unwrap(), whole.toc.read().unwrap());
+        assert_eq!(later.toc.get().unwrap().len(), 3);
+    }
+
+    #[test]
+    fn damage_is_found_whenever_an_index_is_read() {
+        let dir = tempfile::tempdir().unwrap();
+        let (store, layer) = stored(dir.path());
+        let later = store.load_without_toc(&layer).unwrap().unwrap();
+        let (path, _) = store.paths(&layer);
+        let mut bytes = fs::read(&path).unwrap();
+        *bytes.last_mut().unwrap() ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        for _ in 0..2 {
+            let error = causes::in_full(&later.toc.read().unwrap_err());
+            assert!(error.contains("the index has changed"), "{error}");
+        }
+        assert!(store.load_without_toc(&layer).unwrap().is_none());
+        assert!(!path.exists(), "a damaged index stays");
+    }
+}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use oci::Digest;
 use parking_lot::Mutex;
 use plan::{Class, LayerId};
-use ztoc::{SpanId, SpanTable};
+use ztoc::{SpanId, SpanTable, Toc};
 
 use crate::engine::Shared;
 use crate::error::{ReadError, SpanFault};
@@ -63,7 +63,7 @@ pub struct LayerSpec {
     /// In which order they can be had.
     pub order: Order,
     /// The table of contents, to be compared with the tar when the layer is whole.
-    pub toc: Arc<Vec<ztoc::TocEntry>>,
+    pub toc: Arc<Toc>,
     /// The zTOC blob, from which windows are read when a span is inflated.
     pub ztoc: File,
     /// Where its bytes are kept.
@@ -285,7 +285,8 @@ impl Layer {
         state.waiting.entry(first).or_default().push(waiter);
         drop((state, reading));
         shared.reader_waits(reader);
-        let hint = hint::at(&self.spec.toc, &range);
+        // A front end must not wait for it to be read.
+        let hint = self.spec.toc.get().and_then(|toc| hint::at(toc, &range));
         let ahead = self.guess(&shared, |read_ahead| read_ahead.on_demand(range, hint));
         shared.want(self.id, &missing, Class::Demand);
         shared.want(self.id, &self.not_present(ahead), Class::ReadAhead);
@@ -378,8 +379,20 @@ impl Layer {
         let woken = self.wake(&mut state, span.0);
         drop(state);
         self.answer(woken, reading);
+        self.read_toc();
         if let Some(shared) = self.shared.upgrade() {
             self.seal_if_whole(&shared);
+        }
+    }
+
+    /// From now on reads are seen with the files around them.
+    fn read_toc(&self) {
+        if self.spec.toc.was_asked_for() {
+            return;
+        }
+        if let Err(err) = self.spec.toc.read() {
+            let (layer, error) = (self.spec.digest, causes::in_full(&err));
+            tracing::error!(%layer, error, "what is read of a layer is guessed without its index, and it cannot be sealed");
         }
     }
 

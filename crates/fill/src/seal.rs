@@ -95,7 +95,8 @@ fn prove_whole(layer: &Layer, shared: &Shared) -> Result<u64, Sealed> {
     }
     let total = prove_diff_id(layer, hasher)?;
     let toc = scanner.finish().map_err(damaged)?;
-    if let Some(why) = first_difference(&spec.toc, &toc.entries) {
+    let index = spec.toc.read().map_err(|err| Sealed::Io(io::Error::other(err)))?;
+    if let Some(why) = first_difference(index, &toc.entries) {
         return Err(Sealed::Differs(why));
     }
     Ok(total)

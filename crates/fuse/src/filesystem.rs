@@ -49,7 +49,8 @@ pub enum DirectReads {
 
 /// A read-only file system.
 ///
-/// All functions but [`read`](Self::read) are answered at once and must not wait for anything.
+/// All functions but [`read`](Self::read) are answered at once and must not wait for anything but what the first
+/// of them has to get ready.
 pub trait Filesystem: Send + Sync + 'static {
     /// Whether names change.
     fn names(&self) -> Names;

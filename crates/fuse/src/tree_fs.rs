@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap};
 use std::ops::{Bound, Range};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use sys::fuse_device::{Attr, Errno, Statfs};
-use tree::{FileData, Node, NodeId, NodeKind, Tree};
+use tree::{FileData, LaterTree, Node, NodeId, NodeKind, Tree};
 
 use self::sparse::SparseIndex;
 use crate::bytes::Bytes;
@@ -25,8 +25,14 @@ type Children = BTreeMap<Box<[u8]>, NodeId>;
 
 /// Serves a [`Tree`]. Inode numbers are its node numbers plus one.
 pub struct TreeFs {
-    tree: Arc<Tree>,
+    tree: Arc<LaterTree>,
+    files: OnceLock<Result<Files, Errno>>,
     bytes: Arc<dyn Bytes>,
+}
+
+/// What is known of the files of a [`Tree`].
+struct Files {
+    tree: Arc<Tree>,
     xattrs: Xattrs,
     figures: Statfs,
     /// Of directories with more than [`STRIDE`] entries, every `STRIDE`-th name.
@@ -36,14 +42,32 @@ pub struct TreeFs {
 
 impl std::fmt::Debug for TreeFs {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TreeFs").field("nodes", &self.tree.len()).finish_non_exhaustive()
+        f.debug_struct("TreeFs").field("tree", &self.tree).finish_non_exhaustive()
     }
 }
 
 impl TreeFs {
-    /// Serves `tree` with the bytes that `bytes` gives for its layers.
+    /// Serves `tree`, which is made when the kernel asks first, with the bytes that `bytes` gives for its layers.
     #[must_use]
-    pub fn new(tree: Arc<Tree>, bytes: Arc<dyn Bytes>) -> Self {
+    pub const fn new(tree: Arc<LaterTree>, bytes: Arc<dyn Bytes>) -> Self {
+        Self { tree, files: OnceLock::new(), bytes }
+    }
+
+    /// Without a tree all that the kernel asks is an error.
+    fn files(&self) -> Result<&Files, Errno> {
+        let make = || match self.tree.get() {
+            Ok(tree) => Ok(Files::new(Arc::clone(tree))),
+            Err(err) => {
+                tracing::error!(error = causes::in_full(&err), "nothing can be read of an image");
+                Err(Errno::IO)
+            }
+        };
+        self.files.get_or_init(make).as_ref().map_err(|errno| *errno)
+    }
+}
+
+impl Files {
+    fn new(tree: Arc<Tree>) -> Self {
         let files = u64::try_from(tree.len()).unwrap_or(u64::MAX);
         let figures = Statfs { bytes: tree.total_file_bytes(), files };
         let mut strides = HashMap::new();
@@ -60,7 +84,7 @@ impl TreeFs {
             }
         }
         let xattrs = xattrs_of(&tree);
-        Self { tree, bytes, xattrs, figures, strides, sparse }
+        Self { tree, xattrs, figures, strides, sparse }
     }
 
     fn node(&self, ino: Ino) -> Result<(NodeId, &Node), Errno> {
@@ -117,45 +141,49 @@ impl Filesystem for TreeFs {
     }
 
     fn xattrs(&self) -> Xattrs {
-        self.xattrs
+        self.files().map_or(Xattrs::Some, |files| files.xattrs)
     }
 
     fn lookup(&self, parent: Ino, name: &[u8]) -> Result<Option<Attr>, Errno> {
-        let (_, children) = self.directory(parent)?;
-        Ok(children.get(name).map(|&id| self.attr(id, self.tree.node(id))))
+        let files = self.files()?;
+        let (_, children) = files.directory(parent)?;
+        Ok(children.get(name).map(|&id| files.attr(id, files.tree.node(id))))
     }
 
     fn getattr(&self, ino: Ino) -> Result<Attr, Errno> {
-        let (id, node) = self.node(ino)?;
-        Ok(self.attr(id, node))
+        let files = self.files()?;
+        let (id, node) = files.node(ino)?;
+        Ok(files.attr(id, node))
     }
 
     fn readlink(&self, ino: Ino) -> Result<Cow<'_, [u8]>, Errno> {
-        match &self.node(ino)?.1.kind {
+        match &self.files()?.node(ino)?.1.kind {
             NodeKind::Symlink(target) => Ok(Cow::Borrowed(target)),
             _ => Err(Errno::INVAL),
         }
     }
 
     fn parent(&self, directory: Ino) -> Result<Ino, Errno> {
-        let (id, _) = self.node(directory)?;
-        Ok(ino_of(self.tree.parent(id)))
+        let files = self.files()?;
+        let (id, _) = files.node(directory)?;
+        Ok(ino_of(files.tree.parent(id)))
     }
 
     fn readdir(&self, directory: Ino, after: u64, sink: &mut DirSink<'_>) -> Result<(), Errno> {
-        let (id, children) = self.directory(directory)?;
+        let files = self.files()?;
+        let (id, children) = files.directory(directory)?;
         let n_before = usize::try_from(after).unwrap_or(usize::MAX);
         if n_before >= children.len() {
             return Ok(());
         }
-        let stride = self.strides.get(&id).and_then(|names| names.get(n_before / STRIDE));
+        let stride = files.strides.get(&id).and_then(|names| names.get(n_before / STRIDE));
         let (from, skip) = match stride {
             Some(name) => (Bound::Included(&**name), n_before % STRIDE),
             None => (Bound::Unbounded, n_before),
         };
         let entries = children.range::<[u8], _>((from, Bound::Unbounded)).skip(skip);
         for (cookie, (name, &id)) in (after + 1..).zip(entries) {
-            let attr = self.attr(id, self.tree.node(id));
+            let attr = files.attr(id, files.tree.node(id));
             if !sink.push(&DirEntry { name, cookie, attr }) {
                 break;
             }
@@ -164,14 +192,14 @@ impl Filesystem for TreeFs {
     }
 
     fn getxattr(&self, ino: Ino, name: &[u8]) -> Result<Cow<'_, [u8]>, Errno> {
-        let (_, node) = self.node(ino)?;
+        let (_, node) = self.files()?.node(ino)?;
         let found = node.xattrs.binary_search_by(|(other, _)| (**other).cmp(name));
         let place = found.map_err(|_missing| Errno::NODATA)?;
         Ok(Cow::Borrowed(&node.xattrs[place].1))
     }
 
     fn listxattr(&self, ino: Ino, names: &mut Vec<u8>) -> Result<(), Errno> {
-        for (name, _) in &self.node(ino)?.1.xattrs {
+        for (name, _) in &self.files()?.node(ino)?.1.xattrs {
             names.extend_from_slice(name);
             names.push(0);
         }
@@ -179,11 +207,15 @@ impl Filesystem for TreeFs {
     }
 
     fn statfs(&self) -> Statfs {
-        self.figures
+        self.files().map_or_else(|_lost| Statfs::default(), |files| files.figures)
     }
 
     fn read(&self, ino: Ino, range: Range<u64>, reply: ReadReply) {
-        let (id, data) = match self.node(ino) {
+        let files = match self.files() {
+            Ok(files) => files,
+            Err(errno) => return reply.error(errno),
+        };
+        let (id, data) = match files.node(ino) {
             Ok((id, Node { kind: NodeKind::File(data), .. })) => (id, data),
             Ok(_) => return reply.error(Errno::INVAL),
             Err(errno) => return reply.error(errno),
@@ -195,7 +227,7 @@ impl Filesystem for TreeFs {
         if len == 0 {
             return reply.data(&[]);
         }
-        match self.sparse.get(&id) {
+        match files.sparse.get(&id) {
             Some(index) => read_sparse(&*self.bytes, data, index, range, len, reply),
             None => {
                 let at = data.offset.saturating_add(range.start);

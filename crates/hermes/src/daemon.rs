@@ -28,8 +28,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
 use artifacts::{
-    FoundIndexes, FoundManifest, Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes,
-    stored_indexes,
+    FoundIndexes, FoundManifest, Image, ImageLayer, IndexStore, Origin, StoreIndexError,
+    StoredIndex, find_indexes, stored_indexes,
 };
 use fill::{Durations, Engine, EngineOptions, Layer, LayerSpec, Order};
 use mounts::{Backend, FrontEnds, Holding, MountState, Record, layer_name};
@@ -42,7 +42,7 @@ use tokio::sync::Notify;
 
 use self::credentials::NodeCredentials;
 use self::decisions::Decisions;
-use self::images::{ImageRecord, LoadedImage, merge, shape_of};
+use self::images::{ImageRecord, LoadedImage, shape_of, tree_of};
 use self::receive::Receiving;
 use self::room::RoomState;
 use self::source::Blob;
@@ -302,17 +302,9 @@ impl Daemon {
         let record = ImageRecord::load(&self.root, manifest)?;
         let image = record.image()?;
         let origin = Origin::open(&record.image_name()?, &self.client(&record.access))?;
-        let indexes = self.indexes_of(&image)?;
+        let load = |layer: &Digest| self.indexes.load_without_toc(layer);
+        let indexes = indexes_of(&image, load)?;
         self.assemble(record, &image, &origin, (indexes, Vec::new()), Some(holding))
-    }
-
-    /// The indexes of an image's layers, all of which were in the store.
-    fn indexes_of(&self, image: &Image) -> Result<Vec<StoredIndex>> {
-        let load = |layer: &ImageLayer| {
-            let stored = self.indexes.load(&layer.digest)?;
-            stored.with_context(|| format!("the index of layer {} is gone", layer.digest))
-        };
-        image.layers.iter().map(load).collect()
     }
 
     /// Puts an image's layers into the engine.
@@ -324,7 +316,11 @@ impl Daemon {
         (indexes, start): (Vec<StoredIndex>, Vec<(usize, Range<u64>)>),
         holding: Option<&Holding>,
     ) -> Result<Arc<LoadedImage>> {
-        let tree = merge(&indexes)?;
+        let tree = tree_of(&indexes);
+        if holding.is_none() {
+            // What cannot be mounted is refused before anything is done for it.
+            tree.get()?;
+        }
         let mut layers = Vec::new();
         for (layer, index) in image.layers.iter().zip(indexes) {
             layers.push(self.engine_layer(
@@ -664,6 +660,18 @@ impl Daemon {
 /// How long a span stays after a use, if others can go, and readers are believed to be on the way whom
 /// nobody sees.
 const GRACE: Duration = Duration::from_mins(1);
+
+/// The indexes of an image's layers, all of which were in the store.
+fn indexes_of(
+    image: &Image,
+    load: impl Fn(&Digest) -> Result<Option<StoredIndex>, StoreIndexError>,
+) -> Result<Vec<StoredIndex>> {
+    let load = |layer: &ImageLayer| {
+        let stored = load(&layer.digest)?;
+        stored.with_context(|| format!("the index of layer {} is gone", layer.digest))
+    };
+    image.layers.iter().map(load).collect()
+}
 
 fn is_no_room(err: &anyhow::Error) -> bool {
     cache::is_no_room(err.as_ref())

@@ -94,7 +94,7 @@ impl IndexReport {
             streamed: index.streamed,
             spans: spans.len(),
             span_size: spans.span_size(),
-            files: index.toc.iter().filter(|entry| entry.kind == EntryKind::File).count(),
+            files: index.toc.read()?.iter().filter(|entry| entry.kind == EntryKind::File).count(),
             uncompressed: spans.uncompressed_size(),
         })
     }

@@ -40,6 +40,9 @@ pub enum BackendError {
     /// The image cannot be written as EROFS metadata.
     #[error("writing the image's metadata")]
     Metadata(#[from] erofs::WriteError),
+    /// The image's files are not known any more.
+    #[error(transparent)]
+    Tree(#[from] tree::MakeTreeError),
     /// There is none that works.
     #[error("no back end works here: {0}")]
     None(String),

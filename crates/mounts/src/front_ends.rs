@@ -16,7 +16,7 @@ use sys::fanotify::FileId;
 use sys::journal::Orphan;
 use sys::loop_device::LoopDevice;
 use sys::mount::{Unmount, mountinfo};
-use tree::Tree;
+use tree::LaterTree;
 
 use crate::bytes::ImageLayers;
 use crate::error::{BackendError, MountImageError, UnmountImageError};
@@ -33,8 +33,8 @@ mod evict;
 pub struct ImageToMount {
     /// Digest of its manifest.
     pub manifest: Digest,
-    /// Its files.
-    pub tree: Arc<Tree>,
+    /// Its files. Who takes a mount over does not ask for them before somebody reads.
+    pub tree: Arc<LaterTree>,
     /// Its layers, the lowest first.
     pub layers: Vec<Arc<Layer>>,
     /// A file for its EROFS metadata; written if it is not there.
@@ -706,7 +706,7 @@ fn write_metadata(image: &ImageToMount) -> Result<(), BackendError> {
         .map(|layer| erofs::Device { tag: layer.digest().hex(), bytes: layer.bytes() })
         .collect();
     let mut bytes = Vec::new();
-    erofs::write_image(&image.tree, &devices, &mut bytes)?;
+    erofs::write_image(image.tree.get()?, &devices, &mut bytes)?;
     let path = &image.metadata;
     let failed = |source| BackendError::io("writing", path, source);
     if let Some(dir) = path.parent() {

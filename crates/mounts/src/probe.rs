@@ -17,7 +17,7 @@ use sys::journal::Journal;
 use sys::loop_device::LoopDevice;
 use sys::mount::{Overlay, Unmount};
 use sys::namespace::{IdRange, user_namespace};
-use tree::Tree;
+use tree::{LaterTree, Tree};
 use ztoc::{EntryKind, TocEntry};
 
 use crate::error::BackendError;
@@ -119,7 +119,7 @@ enum Question {
 /// A folder with an image of one file, and places to mount; gone when dropped.
 struct Ground {
     dir: PathBuf,
-    tree: Arc<Tree>,
+    tree: Arc<LaterTree>,
     question: Question,
 }
 
@@ -137,7 +137,7 @@ impl Ground {
         let device = erofs::Device { tag: "probe".to_owned(), bytes: CONTENT.len() as u64 };
         erofs::write_image(&tree, &[device], &mut image)?;
         fs::write(dir.join("image"), image).map_err(failed)?;
-        Ok(Self { dir: dir.to_owned(), tree: Arc::new(tree), question })
+        Ok(Self { dir: dir.to_owned(), tree: Arc::new(LaterTree::from(Arc::new(tree))), question })
     }
 
     /// A sparse file, filled when the kernel says that it is about to be read.

@@ -6,6 +6,7 @@
 
 mod apply;
 mod error;
+mod later;
 mod merge;
 mod names;
 mod number;
@@ -17,6 +18,7 @@ use std::collections::BTreeMap;
 use ztoc::{Mtime, SparseMap};
 
 pub use error::{EntryError, MergeError};
+pub use later::{LaterTree, MakeTreeError};
 pub use merge::Limits;
 pub use resolve::ResolveError;
 

@@ -28,4 +28,4 @@ pub use indexer::{BuiltIndex, IndexError, Indexer, IndexerOptions, SpanOptions};
 pub use limits::Limits;
 pub use spans::{Checkpoint, Compression, SpanId, SpanTable, WINDOW_SIZE};
 pub use tar::{TarError, TarScanner, TarToc};
-pub use toc::{EntryKind, Mtime, SparseMap, TocEntry};
+pub use toc::{EntryKind, Mtime, ReadTocError, SparseMap, Toc, TocEntry};

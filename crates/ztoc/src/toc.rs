@@ -1,5 +1,70 @@
 //! The table of contents of one layer: what its tar says, entry by entry, in archive order.
 
+use std::error::Error;
+use std::fmt;
+use std::sync::{Arc, LazyLock};
+
+/// A table of contents, in archive order. It may be read only when somebody asks for it: most of what is
+/// done with a layer needs none.
+pub struct Toc(LazyLock<Entries, Box<dyn FnOnce() -> Entries + Send>>);
+
+type Entries = Result<Vec<TocEntry>, ReadTocError>;
+
+/// A table of contents that was there once cannot be read again.
+#[derive(Debug, Clone, thiserror::Error)]
+#[error("reading the table of contents again")]
+pub struct ReadTocError(#[source] Arc<dyn Error + Send + Sync>);
+
+impl ReadTocError {
+    /// Says why.
+    pub fn new(why: impl Into<Box<dyn Error + Send + Sync>>) -> Self {
+        Self(Arc::from(why.into()))
+    }
+}
+
+impl Toc {
+    /// One that `read` reads, at most once.
+    pub fn later(
+        read: impl FnOnce() -> Result<Vec<TocEntry>, ReadTocError> + Send + 'static,
+    ) -> Self {
+        Self(LazyLock::new(Box::new(read)))
+    }
+
+    /// Its entries. Whoever asks first reads them; the others wait for him.
+    ///
+    /// # Errors
+    /// When they cannot be read; that does not change any more.
+    pub fn read(&self) -> Result<&[TocEntry], ReadTocError> {
+        LazyLock::force(&self.0).as_deref().map_err(ReadTocError::clone)
+    }
+
+    /// Its entries, if they were read.
+    #[must_use]
+    pub fn get(&self) -> Option<&[TocEntry]> {
+        LazyLock::get(&self.0)?.as_deref().ok()
+    }
+
+    /// Whether somebody has tried to read it.
+    #[must_use]
+    pub fn was_asked_for(&self) -> bool {
+        LazyLock::get(&self.0).is_some()
+    }
+}
+
+impl From<Vec<TocEntry>> for Toc {
+    fn from(entries: Vec<TocEntry>) -> Self {
+        let toc = Self::later(move || Ok(entries));
+        LazyLock::force(&toc.0);
+        toc
+    }
+}
+
+impl fmt::Debug for Toc {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Toc").field("entries", &self.get().map(<[_]>::len)).finish_non_exhaustive()
+    }
+}
+
 /// What a tar entry makes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum EntryKind {

@@ -104,7 +104,7 @@ impl Setup {
             diff_id: self.index.diff_id,
             spans,
             order: Order::Stream { blob_bytes: self.blob_bytes },
-            toc: Arc::new(self.index.ztoc.toc.clone()),
+            toc: Arc::new(self.index.ztoc.toc.clone().into()),
             ztoc,
             cache: Arc::clone(&cache),
             source: Arc::new(self.source()),

@@ -71,7 +71,7 @@ impl Setup {
             digest: built.layer_digest,
             diff_id: built.diff_id,
             spans,
-            toc: Arc::new(built.ztoc.toc),
+            toc: Arc::new(built.ztoc.toc.into()),
             ztoc: std::fs::File::open(ztoc).unwrap(),
             cache: Arc::clone(&cache),
             source: Arc::clone(&source) as Arc<dyn Source>,

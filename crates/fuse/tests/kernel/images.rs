@@ -50,6 +50,7 @@ pub(crate) fn tree(layers: &[&[TocEntry]]) -> Arc<Tree> {
 /// Serves a tree of one layer with `len` bytes.
 pub(crate) fn tree_fs(entries: &[TocEntry], len: u64, when: When) -> (Arc<TreeFs>, Arc<Layers>) {
     let layers = Layers::new(&[len], when);
-    let fs = TreeFs::new(tree(&[entries]), Arc::new(LayerBytes(Arc::clone(&layers))));
+    let fs =
+        TreeFs::new(Arc::new(tree(&[entries]).into()), Arc::new(LayerBytes(Arc::clone(&layers))));
     (Arc::new(fs), layers)
 }

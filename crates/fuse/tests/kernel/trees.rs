@@ -339,7 +339,8 @@ fn bytes_that_the_cache_file_does_not_have_are_an_error() {
     let entries = [file("f", 0, 100), sparse("s", 0, &[(10, 100)], 300)];
     let layers = Layers::new(&[50], When::Now);
     let bytes = Arc::new(LayerBytes(Arc::clone(&layers)));
-    let _session = serve(mount(&at), Arc::new(TreeFs::new(tree(&[&entries]), bytes)));
+    let _session =
+        serve(mount(&at), Arc::new(TreeFs::new(Arc::new(tree(&[&entries]).into()), bytes)));
     for name in ["f", "s"] {
         assert_eq!(fs::read(at.join(name)).unwrap_err().raw_os_error(), Some(5), "{name}");
     }

@@ -16,7 +16,7 @@ use mounts::ImageToMount;
 use oci::{Descriptor, Digest, ImageConfig, Manifest};
 use policy::Completion;
 use serde::{Deserialize, Serialize};
-use tree::Tree;
+use tree::{LaterTree, Tree};
 
 use crate::program_files::{Asked, Command, Layers, ProgramFiles};
 use crate::protocol::{Access, MountTuning};
@@ -38,7 +38,7 @@ pub(super) struct ImageRecord {
 #[derive(Debug)]
 pub(super) struct LoadedImage {
     pub(super) record: ImageRecord,
-    pub(super) tree: Arc<Tree>,
+    pub(super) tree: Arc<LaterTree>,
     pub(super) layers: Vec<Arc<Layer>>,
     /// Whether all of it is fetched, as far as there is room.
     pub(super) is_completed: AtomicBool,
@@ -135,29 +135,32 @@ impl LoadedImage {
 
     /// Asks for the files that `command` needs. Blocks until all of them are known.
     pub(super) fn prefetch_files(&self, command: &Command) {
-        let files = self.files_of(command).find();
+        // Whoever mounts it has it already.
+        let Ok(tree) = self.tree.get() else { return };
+        let files = self.files_of(tree, command).find();
         tracing::debug!(image = self.record.name, files, "program's files asked for");
     }
 
     /// Asks for what loading a library needs, if that is what lies at byte `at` of a layer, and its beginning
     /// is there. Blocks until all of it is known.
     pub(super) fn follow(&self, layer: u32, at: u64) {
-        let Some(node) = self.tree.file_at(layer, at) else { return };
-        let tree::NodeKind::File(file) = &self.tree.node(node).kind else { return };
+        let Ok(tree) = self.tree.get() else { return };
+        let Some(node) = tree.file_at(layer, at) else { return };
+        let tree::NodeKind::File(file) = &tree.node(node).kind else { return };
         let holder = self.layers.get(layer as usize);
         if !holder.is_some_and(|layer| layer.has(file.offset..file.offset.saturating_add(PAGE))) {
             return;
         }
-        let files = self.files_of(&Command::of(&self.record.config)).follow(node);
+        let files = self.files_of(tree, &Command::of(&self.record.config)).follow(node);
         if files > 0 {
-            let file = self.tree.path_of(node);
+            let file = tree.path_of(node);
             let file = String::from_utf8_lossy(&file);
             tracing::debug!(image = self.record.name, %file, files, "library's files asked for");
         }
     }
 
-    fn files_of<'a>(&'a self, command: &'a Command) -> ProgramFiles<'a> {
-        ProgramFiles { tree: &self.tree, layers: self, command, asked: &self.asked }
+    fn files_of<'a>(&'a self, tree: &'a Tree, command: &'a Command) -> ProgramFiles<'a> {
+        ProgramFiles { tree, layers: self, command, asked: &self.asked }
     }
 
     /// What to say to whoever mounts it with another deadline than it is served with: a deadline belongs
@@ -214,10 +217,10 @@ pub(super) fn shape_of(index: &StoredIndex) -> LayerShape {
     }
 }
 
-/// Merges the layers' tables of contents.
-pub(super) fn merge(indexes: &[StoredIndex]) -> Result<Arc<Tree>> {
-    let tables: Vec<&[ztoc::TocEntry]> = indexes.iter().map(|index| index.toc.as_slice()).collect();
-    Ok(Arc::new(Tree::merge(&tables, &tree::Limits::default()).context("merging the layers")?))
+/// What the layers' tables of contents come to.
+pub(super) fn tree_of(indexes: &[StoredIndex]) -> Arc<LaterTree> {
+    let tables = indexes.iter().map(|index| Arc::clone(&index.toc)).collect();
+    Arc::new(LaterTree::new(tables, tree::Limits::default()))
 }
 
 /// Writes `value` to a file that is either the old one or the new one, also after a crash.

@@ -446,7 +446,7 @@ impl Daemon {
         ensure!(chain_id(&record.config.rootfs.diff_ids) == Some(chain), "the image has changed");
         record.save(&self.root).context("writing down the image")?;
         let image = record.image()?;
-        let indexes = self.indexes_of(&image)?;
+        let indexes = super::indexes_of(&image, |layer| self.indexes.load(layer))?;
         self.assemble(record, &image, origin, (indexes, Vec::new()), None)
     }
 }

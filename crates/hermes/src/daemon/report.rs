@@ -166,12 +166,10 @@ fn waiting_files(image: &LoadedImage) -> Vec<String> {
 pub(super) fn file_at(image: &LoadedImage, layer: &Arc<Layer>, offset: u64) -> String {
     let number = image.layers.iter().position(|other| Arc::ptr_eq(other, layer));
     let number = number.and_then(|number| u32::try_from(number).ok());
-    let node = number.and_then(|number| image.tree.file_at(number, offset));
-    match node {
-        Some(node) => format!(
-            "/{}",
-            String::from_utf8_lossy(&image.tree.path_of(node)).trim_start_matches('/')
-        ),
+    let found = number.zip(image.tree.get().ok());
+    let path = found.and_then(|(number, tree)| Some(tree.path_of(tree.file_at(number, offset)?)));
+    match path {
+        Some(path) => format!("/{}", String::from_utf8_lossy(&path).trim_start_matches('/')),
         None => format!("byte {offset} of layer {}", layer.digest()),
     }
 }

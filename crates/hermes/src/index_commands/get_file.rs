@@ -20,7 +20,8 @@ pub(super) async fn get_file(session: &Session<'_>, name: &str, path: &str) -> R
     let (origin, image) = session.image(name).await?;
     let indexes = complete_indexes(session, &origin, &image).await?;
     let data = {
-        let tables: Vec<_> = indexes.iter().map(|index| index.toc.as_slice()).collect();
+        let tables = indexes.iter().map(|index| index.toc.read());
+        let tables = tables.collect::<Result<Vec<_>, _>>()?;
         let tree = Tree::merge(&tables, &tree::Limits::default()).context("merging the layers")?;
         match tree.resolve(path.as_bytes()) {
             Ok((_, data)) => data.clone(),

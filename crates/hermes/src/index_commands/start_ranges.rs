@@ -30,7 +30,8 @@ pub(crate) async fn start_ranges(
     }
     let (origin, image, runtime) = (origin.clone(), image.clone(), Handle::current());
     let find = move || -> Result<StartRanges> {
-        let tables: Vec<_> = indexes.iter().map(|index| index.toc.as_slice()).collect();
+        let tables = indexes.iter().map(|index| index.toc.read());
+        let tables = tables.collect::<Result<Vec<_>, _>>()?;
         let tree = Tree::merge(&tables, &tree::Limits::default()).context("merging the layers")?;
         let command = Command::of(&image.config);
         let (spans, wanted) = (Mutex::default(), Mutex::default());

@@ -9,7 +9,7 @@ use futures_util::{StreamExt, TryStreamExt, stream};
 use index::BuildOptions;
 use oci::Digest;
 use serde::Serialize;
-use ztoc::{SpanId, TocEntry, Ztoc};
+use ztoc::{ReadTocError, SpanId, TocEntry, Ztoc};
 
 use super::build::unique_layers;
 use super::{Session, corrupt, no_index};
@@ -102,7 +102,7 @@ async fn verify_layer(
         return Ok(report);
     }
     let own = store.blob(&layer.digest)?;
-    report.differences = differences(&stored, &fresh.ztoc);
+    report.differences = differences(&stored, &fresh.ztoc)?;
     let others = other_windows(&stored, &own, &fresh.ztoc, &fresh.ztoc_bytes);
     if report.differences.is_empty() && !others.is_empty() {
         // Windows may have been reduced to what is referred to; whether rightly, only another pass
@@ -119,18 +119,18 @@ async fn verify_layer(
 }
 
 /// What the stored index says otherwise than `fresh`, windows aside.
-fn differences(stored: &StoredIndex, fresh: &Ztoc) -> Vec<String> {
+fn differences(stored: &StoredIndex, fresh: &Ztoc) -> Result<Vec<String>, ReadTocError> {
     let mut found = Vec::new();
     let mut compare = |what: &str, has: u64, should: u64| {
         if has != should {
             found.push(format!("{what}: the index says {has}, the layer {should}"));
         }
     };
-    let (ztoc, spans) = (&stored.ztoc, &stored.ztoc.spans);
+    let (ztoc, spans, toc) = (&stored.ztoc, &stored.ztoc.spans, stored.toc.read()?);
     compare("compressed size", ztoc.compressed_size, fresh.compressed_size);
     compare("uncompressed size", ztoc.uncompressed_size, fresh.uncompressed_size);
     compare("spans", spans.len().into(), fresh.spans.len().into());
-    compare("entries", stored.toc.len() as u64, fresh.toc.len() as u64);
+    compare("entries", toc.len() as u64, fresh.toc.len() as u64);
     let both = || spans.ids().zip(fresh.spans.ids()).map(|(span, _)| span);
     if let Some(span) = both().find(|span| spans.checkpoint(*span) != fresh.spans.checkpoint(*span))
     {
@@ -144,11 +144,11 @@ fn differences(stored: &StoredIndex, fresh: &Ztoc) -> Vec<String> {
         let (has, should) = (spans.digest(span), fresh.spans.digest(span));
         found.push(format!("digest of span {}: the index says {has}, the layer {should}", span.0));
     }
-    let entries = stored.toc.iter().zip(&fresh.toc);
+    let entries = toc.iter().zip(&fresh.toc);
     if let Some((has, should)) = entries.into_iter().find(|(has, should)| has != should) {
         found.push(entry_difference(has, should));
     }
-    found
+    Ok(found)
 }
 
 fn entry_difference(has: &TocEntry, should: &TocEntry) -> String {

@@ -1,9 +1,12 @@
 //! Numbers, paths and places.
 
-use ztoc::TocEntry;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use super::{file, hard_link, merge, symlink};
-use crate::{NodeId, NodeKind, Tree};
+use ztoc::{ReadTocError, Toc, TocEntry};
+
+use super::{directory, file, hard_link, listing, merge, symlink};
+use crate::{LaterTree, Limits, MakeTreeError, NodeId, NodeKind, Tree};
 
 fn sample() -> Tree {
     let at = |name, offset, size| TocEntry { offset, ..file(name, size) };
@@ -70,4 +73,35 @@ fn bytes_of_layers_belong_to_files() {
     assert_eq!(order, [3, 4, 1]);
     assert_eq!(tree.layers_used(), [0, 1]);
     assert_eq!(tree.total_file_bytes(), 617);
+}
+
+#[test]
+fn a_tree_that_is_made_later_is_the_same_and_made_once() {
+    let lower = vec![directory("a", 0o755), file("a/one", 1)];
+    let upper = vec![file("a/two", 2)];
+    let times = Arc::new(AtomicUsize::new(0));
+    let later = |entries: &Vec<TocEntry>| {
+        let (entries, times) = (entries.clone(), Arc::clone(&times));
+        let read = move || {
+            times.fetch_add(1, Ordering::Relaxed);
+            Ok(entries)
+        };
+        Arc::new(Toc::later(read))
+    };
+    let tree = LaterTree::new(vec![later(&lower), later(&upper)], Limits::default());
+    assert_eq!(times.load(Ordering::Relaxed), 0);
+    for _ in 0..2 {
+        assert_eq!(listing(tree.get().unwrap()), listing(&merge(&[&lower, &upper]).unwrap()));
+    }
+    assert_eq!(times.load(Ordering::Relaxed), 2);
+}
+
+#[test]
+fn a_tree_that_cannot_be_made_later_is_an_error() {
+    let lost = Toc::later(|| Err(ReadTocError::new("lost")));
+    let tree = LaterTree::new(vec![Arc::new(lost)], Limits::default());
+    assert!(matches!(tree.get(), Err(MakeTreeError::Read(_))));
+    let bad = Toc::from(vec![hard_link("a", "nothing")]);
+    let tree = LaterTree::new(vec![Arc::new(bad)], Limits::default());
+    assert!(matches!(tree.get(), Err(MakeTreeError::Merge(_))));
 }

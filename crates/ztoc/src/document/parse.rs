@@ -69,6 +69,20 @@ impl Ztoc {
     /// # Errors
     /// See [`ParseZtocError`].
     pub fn parse(blob: &[u8], limits: &Limits) -> Result<Self, ParseZtocError> {
+        let ztoc = Self::parse_without_toc(blob, limits)?;
+        let mut budget = Budget::new(blob, limits);
+        let toc = match Table::root(blob)?.table(12)? {
+            Some(toc) => parse_toc(&toc, ztoc.uncompressed_size, &mut budget)?,
+            None => Vec::new(),
+        };
+        Ok(Self { toc, ..ztoc })
+    }
+
+    /// Reads a zTOC as [`parse`](Self::parse) does, but for the table of contents, which stays empty.
+    ///
+    /// # Errors
+    /// See [`ParseZtocError`].
+    pub fn parse_without_toc(blob: &[u8], limits: &Limits) -> Result<Self, ParseZtocError> {
         if to_u64(blob.len()) > limits.ztoc {
             return Err(ParseZtocError::TooLarge { what: "its size", limit: limits.ztoc });
         }
@@ -77,17 +91,12 @@ impl Ztoc {
         let uncompressed_size = size(root.long(10)?)?;
         let info = root.table(14)?.ok_or_else(|| inconsistent("it has no span data"))?;
         let spans = parse_spans(blob, &info, compressed_size, uncompressed_size)?;
-        let mut budget = Budget::new(blob, limits);
-        let toc = match root.table(12)? {
-            Some(toc) => parse_toc(&toc, uncompressed_size, &mut budget)?,
-            None => Vec::new(),
-        };
         Ok(Self {
             version: text(root.bytes(4)?)?,
             build_tool: text(root.bytes(6)?)?,
             compressed_size,
             uncompressed_size,
-            toc,
+            toc: Vec::new(),
             spans,
         })
     }
