@@ -212,8 +212,9 @@ impl Daemon {
     /// Takes over every mount of a predecessor. No registry is asked.
     fn adopt_all(&self, holding: &Holding) -> Result<()> {
         let records = self.front_ends.records().context("reading the records of mounts")?;
+        let mounted = sys::mount::mountinfo().context("reading what is mounted")?;
         for record in &records {
-            if self.front_ends.was_abandoned(record)? {
+            if self.front_ends.was_abandoned(record, &mounted) {
                 self.condemn(&record.layers);
             }
         }
@@ -221,7 +222,8 @@ impl Daemon {
         for record in records {
             let (id, dir) = (record.id.clone(), record.dir.clone());
             let adopted = self.load(&record.manifest, holding).and_then(|image| {
-                Ok((self.front_ends.adopt(record, &image.to_mount(&self.root))?, image))
+                let state = self.front_ends.adopt(record, &image.to_mount(&self.root), &mounted)?;
+                Ok((state, image))
             });
             match adopted {
                 Ok((MountState::Gone, _)) => {}

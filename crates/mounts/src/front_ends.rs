@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use sys::fanotify::FileId;
 use sys::journal::Orphan;
 use sys::loop_device::LoopDevice;
-use sys::mount::{Unmount, mountinfo};
+use sys::mount::{MountEntry, Unmount, mountinfo};
 use tree::LaterTree;
 
 use crate::bytes::ImageLayers;
@@ -152,12 +152,18 @@ impl FrontEnds {
         self.records.read()
     }
 
-    /// Serves a predecessor's mount again.
+    /// Serves a predecessor's mount again. `mounted` is what the kernel says is mounted, which takes it long
+    /// where much is.
     ///
     /// # Errors
     /// When its back end cannot go on; its readers wait then.
-    pub fn adopt(&self, record: Record, image: &ImageToMount) -> Result<MountState, BackendError> {
-        let point = self.find(&record)?;
+    pub fn adopt(
+        &self,
+        record: Record,
+        image: &ImageToMount,
+        mounted: &[MountEntry],
+    ) -> Result<MountState, BackendError> {
+        let point = find(&record, mounted);
         let whole = image.layers.iter().all(|layer| layer.is_sealed());
         let state = match (point, record.backend) {
             (None, _) if !self.is_alive(&record, image) => MountState::Gone,
@@ -228,16 +234,14 @@ impl FrontEnds {
 
     /// Whether a mount was left without anybody to serve it: its daemon and its keeper died together,
     /// and the kernel still has it. (After a reboot it has not.)
-    ///
-    /// # Errors
-    /// When the kernel's list of mounts cannot be read.
-    pub fn was_abandoned(&self, record: &Record) -> Result<bool, BackendError> {
+    #[must_use]
+    pub fn was_abandoned(&self, record: &Record, mounted: &[MountEntry]) -> bool {
         if record.backend != Backend::Erofs || self.resumed {
-            return Ok(false);
+            return false;
         }
         let alive =
             record.bdi.as_deref().is_some_and(|name| sys::mount::Bdi::named(name).is_some());
-        Ok(alive || self.find(record)?.is_some())
+        alive || find(record, mounted).is_some()
     }
 
     /// Whether anything is left that must outlive this daemon.
@@ -479,7 +483,7 @@ impl FrontEnds {
             same.map(|mount| mount.record.clone())
         };
         let Some(same) = same else { return Ok(false) };
-        if self.find(&same)?.is_none() {
+        if find(&same, &mountinfo()?).is_none() {
             return Ok(false);
         }
         sys::mount::bind_read_only(&same.dir, &record.dir)?;
@@ -668,16 +672,16 @@ impl FrontEnds {
     pub fn stop(self) {
         drop(self);
     }
+}
 
-    /// Where the kernel has a mount, if it still has it.
-    fn find(&self, record: &Record) -> Result<Option<PathBuf>, BackendError> {
-        let fstype = match record.backend {
-            Backend::Erofs | Backend::ErofsLoop => "erofs",
-            Backend::Fuse => "fuse",
-        };
-        let found = mountinfo()?.into_iter().rfind(|entry| entry.point == record.dir);
-        Ok(found.filter(|entry| entry.fstype.starts_with(fstype)).map(|entry| entry.point))
-    }
+/// Where the kernel has a mount, if it still has it.
+fn find<'m>(record: &Record, mounted: &'m [MountEntry]) -> Option<&'m Path> {
+    let fstype = match record.backend {
+        Backend::Erofs | Backend::ErofsLoop => "erofs",
+        Backend::Fuse => "fuse",
+    };
+    let found = mounted.iter().rfind(|entry| entry.point == record.dir);
+    found.filter(|entry| entry.fstype.starts_with(fstype)).map(|entry| &*entry.point)
 }
 
 /// Removes what a predecessor left that was killed while it tried the back ends.
