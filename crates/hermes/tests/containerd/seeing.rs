@@ -23,7 +23,9 @@ fn get(node: &Node, address: &str, path: &str) -> String {
 fn prometheus_is_told_what_happened() {
     let node = node();
     node.write(CONFIG, "[metrics]\naddress = '127.0.0.1:9464'\n[cache]\nquota = '1g'\n").unwrap();
-    let _daemon = start_with(&node, &["--no-respawn"]);
+    // Else all of an image as small as this may be there before the container reads it.
+    let on_demand = "program,completion,small-layers,small-files,directories";
+    let _daemon = start_with(&node, &["--no-respawn", "--without", on_demand]);
     let Pulled { containerd, image, _registry } =
         pull(&node, ContainerdVersion::Newest, "lazy:1", true);
     run(&containerd, &image, "one");
