@@ -90,7 +90,8 @@ fn places(hermes: &Hermes, layer: &Digest) -> Result<Vec<Place>> {
         let range = spans.uncompressed_range(span);
         range.start.midpoint(range.end)
     });
-    let mut places: Vec<Place> = middles.filter_map(|at| place(&index.toc, at)).collect();
+    let toc = index.toc.read()?;
+    let mut places: Vec<Place> = middles.filter_map(|at| place(toc, at)).collect();
     ensure!(places.len() >= 200, "only {} spans can be read", places.len());
     // In no order that could be foreseen.
     places.sort_by_key(|(path, at)| Digest::of(format!("{path} {at}").as_bytes()).hex());
