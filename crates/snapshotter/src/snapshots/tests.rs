@@ -7,9 +7,11 @@ use tempfile::TempDir;
 use super::*;
 use crate::lazy::LazyError;
 
-/// Takes every layer for lazy that it is told of.
+/// Takes every layer for lazy that it is told of. Whoever holds the other end learns when nobody uses it.
 #[derive(Debug)]
-struct AllLazy;
+struct AllLazy {
+    _used: mpsc::Sender<()>,
+}
 
 impl LazyImages for AllLazy {
     fn find(&self, wanted: &WantedLayer<'_>) -> Option<LazyLayer> {
@@ -44,7 +46,18 @@ impl LazyImages for AllLazy {
 
 struct Case {
     snapshots: Snapshots,
+    // After the snapshots, and before the folder that their thread may be busy in.
+    _end: End,
     root: TempDir,
+}
+
+/// Waits until the snapshots' thread has ended.
+struct End(mpsc::Receiver<()>);
+
+impl Drop for End {
+    fn drop(&mut self) {
+        self.0.recv().unwrap_or_default();
+    }
 }
 
 impl Case {
@@ -52,8 +65,10 @@ impl Case {
     fn new() -> Self {
         let root = TempDir::new().unwrap();
         let dir = root.path().join("snapshots");
-        let snapshots = Snapshots::open(&dir, Some(Arc::new(AllLazy))).unwrap();
-        let case = Self { snapshots, root };
+        let (used, end) = mpsc::channel();
+        let images = Arc::new(AllLazy { _used: used });
+        let snapshots = Snapshots::open(&dir, Some(images)).unwrap();
+        let case = Self { snapshots, _end: End(end), root };
         let labels = lazy_labels("lazy");
         let error = case
             .snapshots
