@@ -22,7 +22,7 @@ use std::fs::{self, File};
 use std::num::NonZero;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -42,12 +42,14 @@ use tokio::sync::Notify;
 
 use self::credentials::NodeCredentials;
 use self::decisions::Decisions;
-use self::images::{ImageRecord, LoadedImage, shape_of, tree_of};
+use self::images::{ImageRecord, LoadedImage, shape_of};
 use self::receive::Receiving;
 use self::room::RoomState;
 use self::source::Blob;
 use self::traces::Traces;
 use crate::args::{DaemonTuning, Rule};
+use crate::at_once::at_once;
+use crate::index_commands::tree_of;
 use crate::policies::Policies;
 use crate::program_files::{Asked, Command};
 use crate::protocol::{Access, MountRequest, MountTuning};
@@ -247,17 +249,9 @@ impl Daemon {
         let manifests: BTreeSet<Digest> = records.iter().map(|record| record.manifest).collect();
         let manifests: Vec<Digest> = manifests.into_iter().collect();
         let n_threads = std::thread::available_parallelism().map_or(1, NonZero::get);
-        let next = AtomicUsize::new(0);
-        let load = || {
-            while let Some(manifest) = manifests.get(next.fetch_add(1, Ordering::Relaxed)) {
-                if let Err(err) = self.load(manifest, holding) {
-                    tracing::debug!(%manifest, error = crate::failure::in_full(&err), "image not loaded");
-                }
-            }
-        };
-        std::thread::scope(|scope| {
-            for _ in 0..n_threads.min(manifests.len()) {
-                scope.spawn(load);
+        at_once(&manifests, n_threads, |manifest| {
+            if let Err(err) = self.load(manifest, holding) {
+                tracing::debug!(%manifest, error = crate::failure::in_full(&err), "image not loaded");
             }
         });
     }
@@ -318,7 +312,7 @@ impl Daemon {
         (indexes, start): (Vec<StoredIndex>, Vec<(usize, Range<u64>)>),
         holding: Option<&Holding>,
     ) -> Result<Arc<LoadedImage>> {
-        let tree = tree_of(&indexes);
+        let tree = Arc::new(tree_of(&indexes));
         if holding.is_none() {
             // What cannot be mounted is refused before anything is done for it.
             tree.get()?;

@@ -9,10 +9,13 @@ mod span_bytes;
 mod start_ranges;
 mod verify;
 
+use std::sync::Arc;
+
 use anyhow::{Context, Result};
 use artifacts::{Image, ImageName, IndexStore, Origin, StoredIndex};
 use oci::Digest;
 use serde::Serialize;
+use tree::LaterTree;
 use ztoc::EntryKind;
 
 pub(crate) use self::start_ranges::start_ranges;
@@ -34,6 +37,12 @@ pub(crate) fn run(common: &GlobalArguments, output: Output, command: &IndexComma
         IndexCommand::List => list(&session),
         IndexCommand::Rm { what } => wait_for(remove(&session, what)),
     }
+}
+
+/// What the tables of contents of an image's layers come to, the lowest first.
+pub(crate) fn tree_of<'i>(indexes: impl IntoIterator<Item = &'i StoredIndex>) -> LaterTree {
+    let tables = indexes.into_iter().map(|index| Arc::clone(&index.toc)).collect();
+    LaterTree::new(tables, tree::Limits::default())
 }
 
 fn wait_for(work: impl Future<Output = Result<()>>) -> Result<()> {

@@ -13,6 +13,8 @@ use parking_lot::Mutex;
 use plan::elf::{self, Elf, Needs};
 use tree::{FileData, NodeId, Tree};
 
+use crate::at_once::at_once;
+
 /// What an image runs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Command {
@@ -95,7 +97,8 @@ impl<'a> ProgramFiles<'a> {
         for _ in 0..MOST_GENERATIONS {
             found += generation.len();
             // All at once: what they need in turn is known only when they are here.
-            let read = at_once(&generation, |node| self.read(*node).unwrap_or_default());
+            let read =
+                at_once(&generation, MOST_THREADS, |node| self.read(*node).unwrap_or_default());
             let mut next = Vec::new();
             for (node, (elf, needs)) in generation.iter().zip(read) {
                 next.extend(self.needed_by(*node, &needs));
@@ -109,7 +112,7 @@ impl<'a> ProgramFiles<'a> {
         for (node, elf) in &elves {
             self.want_parts(*node, elf.tables());
         }
-        at_once(&elves, |(node, elf)| {
+        at_once(&elves, MOST_THREADS, |(node, elf)| {
             let touched = elf.touched(|buffer, at| self.read_part(*node, buffer, at));
             self.want_parts(*node, touched.unwrap_or_default());
         });
@@ -235,19 +238,6 @@ impl<'a> ProgramFiles<'a> {
             _ => None,
         }
     }
-}
-
-/// Does `each` for all of `items` on a few threads, since it mostly waits; the results are in their order.
-fn at_once<T: Sync, R: Send>(items: &[T], each: impl Fn(&T) -> R + Sync) -> Vec<R> {
-    let share = items.len().div_ceil(MOST_THREADS).max(1);
-    let each = &each;
-    std::thread::scope(|scope| {
-        let parts = items.chunks(share);
-        let parts =
-            parts.map(|part| scope.spawn(move || part.iter().map(each).collect::<Vec<R>>()));
-        let parts: Vec<_> = parts.collect();
-        parts.into_iter().flat_map(|part| part.join().unwrap_or_default()).collect()
-    })
 }
 
 /// The words after `#!`: a path, and for `env` what it looks for.

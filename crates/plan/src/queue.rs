@@ -155,9 +155,8 @@ struct Layer {
 /// A span is handed out to one [`Job`] at a time. Every wanted span is handed out at some time, if
 /// what is handed out is reported [`done`](Self::done), the limits allow each class at least one
 /// connection, and no more urgent ones come. Demand is served first come, first served, and before everything
-/// else. The same calls
-/// give the same answers. Every call is O(log n) in the number of wanted spans, for each span that it
-/// touches.
+/// else. The same calls give the same answers. Every call is O(log n) in the number of wanted spans, for each
+/// span that it touches.
 #[derive(Default)]
 pub struct Queue {
     layers: HashMap<LayerId, Layer>,

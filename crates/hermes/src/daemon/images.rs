@@ -217,12 +217,6 @@ pub(super) fn shape_of(index: &StoredIndex) -> LayerShape {
     }
 }
 
-/// What the layers' tables of contents come to.
-pub(super) fn tree_of(indexes: &[StoredIndex]) -> Arc<LaterTree> {
-    let tables = indexes.iter().map(|index| Arc::clone(&index.toc)).collect();
-    Arc::new(LaterTree::new(tables, tree::Limits::default()))
-}
-
 /// Writes `value` to a file that is either the old one or the new one, also after a crash.
 pub(super) fn replace(path: &Path, value: &impl Serialize) -> io::Result<()> {
     if let Some(dir) = path.parent() {

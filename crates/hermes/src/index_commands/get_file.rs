@@ -4,15 +4,15 @@ use std::io::{self, ErrorKind, Stdout};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 use artifacts::{Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes};
 use index::BuildOptions;
 use parking_lot::Mutex;
-use tree::{FileData, ResolveError, Tree};
+use tree::{FileData, ResolveError};
 use ztoc::SpanOptions;
 
 use super::span_bytes::{FileWriter, from_spans};
-use super::{Session, no_index, not_found};
+use super::{Session, no_index, not_found, tree_of};
 use crate::stream::{build_options, index_layer, save};
 
 /// Prints a file's bytes as they are.
@@ -20,10 +20,7 @@ pub(super) async fn get_file(session: &Session<'_>, name: &str, path: &str) -> R
     let (origin, image) = session.image(name).await?;
     let indexes = complete_indexes(session, &origin, &image).await?;
     let data = {
-        let tables = indexes.iter().map(|index| index.toc.read());
-        let tables = tables.collect::<Result<Vec<_>, _>>()?;
-        let tree = Tree::merge(&tables, &tree::Limits::default()).context("merging the layers")?;
-        match tree.resolve(path.as_bytes()) {
+        match tree_of(&indexes).get()?.resolve(path.as_bytes()) {
             Ok((_, data)) => data.clone(),
             Err(err @ ResolveError::Missing { .. }) => return Err(not_found(err.to_string())),
             Err(err) => return Err(err.into()),

@@ -10,10 +10,11 @@ use artifacts::{Image, IndexStore, Origin, StartRanges, StoredIndex};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
-use tree::{FileData, Tree};
+use tree::FileData;
 use ztoc::SpanId;
 
 use super::span_bytes::{FileWriter, from_spans};
+use super::tree_of;
 use crate::program_files::{Asked, Command, Layers, ProgramFiles};
 
 /// Finds it by the indexes in `store`; nothing if a layer has none there. Of the layers only the spans are
@@ -30,14 +31,13 @@ pub(crate) async fn start_ranges(
     }
     let (origin, image, runtime) = (origin.clone(), image.clone(), Handle::current());
     let find = move || -> Result<StartRanges> {
-        let tables = indexes.iter().map(|index| index.toc.read());
-        let tables = tables.collect::<Result<Vec<_>, _>>()?;
-        let tree = Tree::merge(&tables, &tree::Limits::default()).context("merging the layers")?;
+        let tree = tree_of(indexes.iter().map(AsRef::as_ref));
         let command = Command::of(&image.config);
         let (spans, wanted) = (Mutex::default(), Mutex::default());
         let layers = RemoteLayers { origin, image, indexes, runtime, spans, wanted };
         let asked = Asked::default();
-        ProgramFiles { tree: &tree, layers: &layers, command: &command, asked: &asked }.find();
+        ProgramFiles { tree: tree.get()?, layers: &layers, command: &command, asked: &asked }
+            .find();
         Ok(layers.wanted.into_inner())
     };
     let mut found: StartRanges = tokio::task::spawn_blocking(find).await.context("finding")??;
