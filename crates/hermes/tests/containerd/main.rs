@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "shared parts of tests, which fail by panicking")]
 
 mod credentials;
+mod eager;
 mod faults;
 mod load;
 mod node;
@@ -341,52 +342,6 @@ fn an_image_without_an_index_is_unpacked_and_the_log_says_why() {
     assert_eq!((&decision["reason"], &decision["policy"]), (&"no-index".into(), &"lazy".into()));
     let status = status(&node);
     assert_eq!((&status["decisions"]["no-index"], &status["policies"]), (&1.into(), &1.into()));
-}
-
-/// Fetched whole by Hermes: containerd fetches no layer, and the registry is not needed afterwards.
-fn an_image_is_streamed(name: &str, with_index: bool) {
-    let node = node();
-    node.write(CONFIG, "[containerd]\neager = 'stream'\n").unwrap();
-    let eager = policy("glob: '**/eager:*'").replace("name: lazy", "name: eager");
-    node.write("/etc/hermes/policies/eager.yaml", format!("{eager}  mode: eager\n")).unwrap();
-    let daemon = start(&node);
-    let Pulled { containerd, image, _registry } =
-        pull(&node, ContainerdVersion::Newest, name, with_index);
-    assert_eq!(n_blobs(&containerd), 2, "{}", daemon.log());
-    drop(_registry);
-    let explained = node.run("hermes", &["explain", &image]).unwrap();
-    assert!(explained.contains(&format!("{image}: lazy, reason streamed")), "{explained}");
-    check_busybox_output(&run(&containerd, &image, "one"));
-    let status = status(&node);
-    assert_eq!(status["mounts"][0]["sealed"], true, "{status}");
-}
-
-#[test]
-fn an_image_without_an_index_is_streamed_where_the_node_wants_it() {
-    an_image_is_streamed("lazy:1", false);
-}
-
-#[test]
-fn an_eager_image_is_streamed_where_the_node_wants_it() {
-    an_image_is_streamed("eager:1", true);
-}
-
-/// containerd does it if Hermes cannot.
-#[test]
-fn an_image_that_cannot_be_streamed_is_unpacked() {
-    let node = node();
-    node.write(CONFIG, "[containerd]\neager = 'stream'\n").unwrap();
-    let daemon = start(&node);
-    // Hermes has no room for a layer, containerd has.
-    let disk = "mkdir -p /var/lib/hermes/cache
-        mount -t tmpfs -o size=64k none /var/lib/hermes/cache";
-    node.bash(disk).unwrap();
-    let Pulled { containerd, image, _registry } =
-        pull(&node, ContainerdVersion::Newest, "lazy:1", false);
-    assert_eq!(n_blobs(&containerd), 5, "{}", daemon.log());
-    check_busybox_output(&run(&containerd, &image, "one"));
-    let explained = node.run("hermes", &["explain", &image]).unwrap();
-    assert!(explained.contains("unpacked by containerd, reason local"), "{explained}");
 }
 
 /// Also of the right way to mount it, and through the id of a container.
