@@ -19,6 +19,7 @@ pub use serve::{KeeperOptions, ServeError, serve};
 pub use systemd::{SystemdError, SystemdStore, inherited};
 
 mod client;
+mod machine;
 mod protocol;
 mod respawn;
 mod serve;

@@ -16,6 +16,7 @@ use rustix::process::{Resource, Rlimit};
 use sys::descriptors::{self, Peer, Received};
 use sys::signals::{Signal, Signals};
 
+use crate::machine;
 use crate::protocol::{MAX_PACKET_LEN, Refusal, Reply, Request};
 use crate::respawn::Daemons;
 
@@ -29,6 +30,9 @@ const ACCEPT_PAUSE: Duration = Duration::from_secs(1);
 const OTHERS_START: Duration = Duration::from_secs(5);
 
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
+
+/// How often, at the end of the machine.
+const LOOK_FOR_READERS: Duration = Duration::from_millis(50);
 
 /// The kernel ends this process last.
 const OOM_SCORE: &str = "-999";
@@ -77,7 +81,8 @@ pub enum ServeError {
     },
 }
 
-/// Runs the keeper until it is told to shut down, or to terminate while it holds nothing.
+/// Runs the keeper until it is told to shut down, or to terminate while it holds nothing, or while the machine
+/// ends and all readers have.
 ///
 /// Assumes to be the only code of its process: signals are held back, and limits and the session are
 /// changed.
@@ -105,6 +110,7 @@ pub fn serve(options: KeeperOptions) -> Result<(), ServeError> {
         connections: Vec::new(),
         held: BTreeMap::new(),
         daemons: Daemons::new(respawn, children_oom_score),
+        last: false,
     };
     tracing::info!(socket = %socket.display(), "the keeper listens");
     let ended = keeper.run().map_err(system("wait for requests"));
@@ -124,6 +130,8 @@ struct Keeper {
     connections: Vec<Connection>,
     held: BTreeMap<String, Entry>,
     daemons: Daemons,
+    /// Whether it ends as soon as nobody is left who depends on what is held.
+    last: bool,
 }
 
 struct Entry {
@@ -168,6 +176,10 @@ impl Keeper {
             if ready.signals && self.take_signals()? == Flow::End {
                 return Ok(());
             }
+            if self.last && !machine::has_readers() {
+                tracing::info!("nobody is left who reads: the keeper ends with the machine");
+                return Ok(());
+            }
             self.daemons.look_after();
             if ready.listener {
                 self.accept();
@@ -196,7 +208,9 @@ impl Keeper {
         fds.extend(self.connections.iter().map(Connection::poll_fd));
         let n_connections = self.connections.len();
         fds.extend(self.daemons.pidfds().map(|fd| PollFd::from_borrowed_fd(fd, PollFlags::IN)));
-        let deadline = self.daemons.due().into_iter().chain(self.paused_until).min();
+        let look_again = self.last.then(|| now + LOOK_FOR_READERS);
+        let deadlines = [self.daemons.due(), self.paused_until, look_again];
+        let deadline = deadlines.into_iter().flatten().min();
         let patience = deadline.map(|deadline| deadline.saturating_duration_since(now));
         // A deadline of seconds fits.
         let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
@@ -210,6 +224,7 @@ impl Keeper {
         while let Some(signal) = self.signals.next()? {
             match (signal, self.held.len()) {
                 (Signal::Terminate, 0) => return Ok(Flow::End),
+                (Signal::Terminate, _) if machine::is_ending() => self.last = true,
                 (Signal::Terminate, n_held) => tracing::warn!(
                     n_held,
                     "told to terminate, but readers depend on what is held; unmount first"

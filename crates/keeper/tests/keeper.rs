@@ -251,6 +251,48 @@ fn only_an_empty_keeper_terminates() {
     assert!(keeper.wait_closed(Some(PATIENCE)).unwrap());
 }
 
+/// In a namespace whose first process has the name of the one that ends a machine. Arguments: the root
+/// folder, the keeper's command.
+const ENDING_MACHINE: &str = "
+exec 3<&0
+root=$1; shift
+echo systemd-shutdow > /proc/self/comm
+sleep infinity 3<&- & reader=$!
+\"$@\" <&3 3<&- & keeper=$!
+exec 3<&-
+read -r _ < $root/terminate
+kill -TERM $keeper
+read -r _ < $root/end-reader
+kill -KILL $reader
+wait $keeper
+";
+
+/// A service manager waits for what it has told to terminate.
+#[test]
+fn at_the_end_of_the_machine_it_outlives_only_readers() {
+    let rig = Rig::new();
+    let fifo = |name: &str| rig.root.path().join(name);
+    for name in ["terminate", "end-reader"] {
+        let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
+        rustix::fs::mknodat(rustix::fs::CWD, fifo(name), rustix::fs::FileType::Fifo, mode, 0)
+            .unwrap();
+    }
+    let mut command = Command::new("unshare");
+    command.args(["--pid", "--fork", "--kill-child", "--mount-proc"]);
+    command.args(["bash", "-euc", ENDING_MACHINE, "bash"]).arg(rig.root.path());
+    let keeper = rig.command("keeper");
+    command.arg(keeper.get_program()).args(keeper.get_args());
+    let keeper = keeper::start(&mut command, &rig.socket()).unwrap();
+    keeper.put("x", b"", some_file(b"").as_fd()).unwrap();
+    std::fs::write(fifo("terminate"), "\n").unwrap();
+    // Somebody opens it to read once the signal was sent.
+    let mut end_reader = File::options().write(true).open(fifo("end-reader")).unwrap();
+    assert!(!keeper.wait_closed(Some(Duration::from_millis(200))).unwrap());
+    keeper.pid().unwrap();
+    std::io::Write::write_all(&mut end_reader, b"\n").unwrap();
+    assert!(keeper.wait_closed(Some(PATIENCE)).unwrap());
+}
+
 #[test]
 fn shutting_down_lets_everything_go() {
     let rig = Rig::new();
