@@ -22,7 +22,9 @@ mapfile -t program < <(jq -r '.config.Entrypoint[]' <<< "$config")
 user=$(jq -r 'if (.config.User // "") == "" then "root" else .config.User end' <<< "$config")
 unshare --pid --fork --kill-child chroot --userspec="$user" needed/root env -i "${environment[@]}" "${program[@]}" >&2 &
 pid=$!
-trap 'kill -KILL "$pid"' EXIT
+# The program itself: what becomes another user does not die with its parent.
+end() { pkill -KILL --parent "$pid"; }
+trap end EXIT
 answers() {
   if [ -n "$page" ]; then
     curl --silent --fail --output /dev/null "http://127.0.0.1:8080$page"
@@ -39,7 +41,7 @@ done
 touched=$(find needed/lower -xdev -type f -size +0 -print0 | xargs -0 /bench/fincore --bytes --noheadings --output RES |
   awk '$1 > 0 { bytes += $1; files++ } END { printf "%d %d", bytes, files }')
 trap - EXIT
-kill -KILL "$pid"
+end
 wait "$pid" 2> /dev/null || true
 umount --lazy needed/root/dev needed/root/proc
 umount --lazy needed/root
