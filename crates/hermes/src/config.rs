@@ -301,7 +301,7 @@ pub(crate) fn run(output: Output, command: &ConfigCommand) -> Result<()> {
                 PluginConfig::parse(&text).with_context(|| format!("{shown} cannot be used"))?;
             }
             let report = serde_json::json!({ "file": file, "policies": policies });
-            output.result(&report, |_| format!("{}: fine; {policies} policies", file.display()))
+            output.result(&report, |_| format!("{}: fine; policies: {policies}", file.display()))
         }
     }
 }

@@ -138,9 +138,12 @@ fn status_text(status: &StatusReport) -> String {
     }
     if let Some(policies) = status.policies {
         let decisions = status.decisions.iter();
-        let pulled = decisions.map(|(reason, count)| format!(", {count} {}", reason.name()));
-        let pulled: String = pulled.collect();
-        line(format_args!("containerd is served; {policies} policies are in force{pulled}"));
+        let images = decisions.map(|(reason, count)| format!("{count} {}", reason.name()));
+        let images: Vec<String> = images.collect();
+        let images = if images.is_empty() { "none".to_owned() } else { images.join(", ") };
+        line(format_args!(
+            "containerd is served; policies in force: {policies}; images decided: {images}"
+        ));
     }
     for trouble in &status.policy_trouble {
         line(format_args!("a policy is not in force: {trouble}"));

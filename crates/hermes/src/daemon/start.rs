@@ -85,10 +85,8 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     let served = server::serve(Arc::clone(&daemon), holding, (options, containerd, metrics), ready);
     let served = runtime.block_on(served);
     runtime.block_on(daemon.traces.finish(LAST_TRACES));
-    if respawn {
-        // The keeper was told that this is the end.
-        Restarter::Nobody.write_down(&lock)?;
-    }
+    // The keeper was told that this is the end.
+    let noted = if respawn { Restarter::Nobody.write_down(&lock) } else { Ok(()) };
     // Dropping the engine would fail those who wait. They are for the next daemon to serve, from what the
     // keeper holds.
     std::mem::forget(daemon);
@@ -98,7 +96,7 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     if let Some(Err(_panic)) = probing.map(std::thread::JoinHandle::join) {
         bail!("trying the back ends panicked");
     }
-    served
+    served.and(noted)
 }
 
 /// Tries the back ends while nobody needs to know yet, so that the first mount need not wait for it. A

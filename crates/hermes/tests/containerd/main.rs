@@ -360,7 +360,7 @@ fn policies_are_in_force_without_a_restart() {
     let file = "/etc/hermes/policies/team.yaml";
     let in_force = |count: usize| {
         let status = || node.run("hermes", &["status"]);
-        let is_so = || Ok(status()?.contains(&format!("{count} policies are in force")));
+        let is_so = || Ok(status()?.contains(&format!("policies in force: {count}")));
         wait_until("policies", PATIENCE, is_so).unwrap();
     };
     let text = policy("prefix: 127.0.0.1:5000/team/").replace("name: lazy", "name: team");
@@ -390,7 +390,7 @@ fn policies_are_in_force_without_a_restart() {
     in_force(1);
     assert_eq!(
         node.run("hermes", &["config", "check"]).unwrap(),
-        "/etc/hermes/config.toml: fine; 1 policies\n"
+        "/etc/hermes/config.toml: fine; policies: 1\n"
     );
 }
 
