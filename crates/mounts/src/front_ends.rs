@@ -546,6 +546,8 @@ impl FrontEnds {
             .map(|(id, _)| id.clone())
             .collect();
         let dead: Vec<Mount> = dead.iter().filter_map(|id| mounts.remove(id)).collect();
+        // Whoever finds a mount gone finds it gone on the disk too: its layers may be removed now.
+        dead.iter().for_each(|mount| self.records.forget(&mount.record));
         drop(mounts);
         for mount in dead {
             self.clean_up(mount);
@@ -606,7 +608,6 @@ impl FrontEnds {
 
     fn clean_up(&self, mount: Mount) {
         let Mount { record, layers, session, .. } = mount;
-        self.records.forget(&record);
         for layer in &layers {
             match record.backend {
                 Backend::Erofs => {
