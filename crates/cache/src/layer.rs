@@ -28,7 +28,6 @@ pub use doubt::{CheckError, SyncError};
 pub(crate) use evict::{BLOCK, whole_blocks};
 pub use evict::{EvictError, Evicted};
 pub(crate) use open::{Opening, read_map, read_marker};
-pub(crate) use seal::crc_of_all;
 pub use seal::{SealError, UnsealError};
 pub use usage::Reading;
 pub(crate) use usage::{Clock, GRACE, ticks};
@@ -185,6 +184,8 @@ pub struct Layer {
     unknown_until: AtomicU32,
     /// How often spans were given up.
     losses: AtomicU64,
+    /// How many bytes of the tar were proven together before the layer was opened.
+    proven: Option<u64>,
     is_sealed: AtomicBool,
     is_detached: AtomicBool,
     map: Mutex<MapState>,
@@ -345,6 +346,14 @@ impl Layer {
     #[must_use]
     pub fn losses(&self) -> u64 {
         self.losses.load(Ordering::SeqCst)
+    }
+
+    /// How many bytes of the tar were proven to be the layer's when it was
+    /// [received](crate::Store::receive), and still lie there as they came: then it can be
+    /// [sealed](Self::seal) without another proof.
+    #[must_use]
+    pub fn proven(&self) -> Option<u64> {
+        self.proven.filter(|_| self.losses() == 0)
     }
 
     /// How many bytes the layer's data takes up on the disk.

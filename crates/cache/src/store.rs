@@ -202,6 +202,7 @@ impl Store {
             shape,
             folder: disk::open_folder(&path)?,
             data: data.map(File::from),
+            proven: None,
             shared: Arc::clone(&self.shared),
         };
         let layer = Arc::new(opening.open()?);

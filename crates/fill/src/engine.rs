@@ -201,7 +201,7 @@ impl Engine {
         Ok(Self { shared, tasks })
     }
 
-    /// Takes on a layer.
+    /// Takes on a layer. One that has come whole and proven is sealed as soon as the disk has it.
     #[must_use]
     pub fn add(&self, spec: LayerSpec) -> Arc<Layer> {
         let id = LayerId(self.shared.next_layer.fetch_add(1, Ordering::Relaxed));
@@ -213,6 +213,9 @@ impl Engine {
             Order::Stream { .. } => self.shared.passes.add(id),
         }
         self.shared.layers.lock().insert(id, Arc::clone(&layer));
+        if layer.cache().proven().is_some() {
+            layer.seal_if_whole(&self.shared);
+        }
         layer
     }
 

@@ -357,7 +357,7 @@ impl Daemon {
         if let Some(why) = cached.discarded() {
             tracing::warn!(layer = %layer.digest, %why, "cached bytes of a layer are not used");
         }
-        if is_new {
+        if is_new && cached.proven().is_none() {
             // Nobody knows what happened to it while it lay there.
             cached.doubt();
         }
@@ -507,6 +507,8 @@ impl Daemon {
         progress: Progress<'_>,
     ) -> Result<Arc<LoadedImage>> {
         let mut reason = None;
+        // Open until the engine has them, so that they are known to be proven.
+        let mut received = Vec::new();
         loop {
             let one_at_a_time = self.preparing.lock().await;
             if let Some(known) = self.images.lock().get(&manifest.descriptor.digest) {
@@ -531,7 +533,7 @@ impl Daemon {
             drop(one_at_a_time);
             let (count, all) = (without.len(), image.layers.len());
             reason.push_str(&format!("; {count} of {all} layers were read whole before the mount"));
-            self.receive(origin, without, progress).await?;
+            received.extend(self.receive(origin, without, progress).await?);
         }
     }
 

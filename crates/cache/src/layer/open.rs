@@ -27,6 +27,8 @@ pub(crate) struct Opening {
     pub(crate) folder: OwnedFd,
     /// The descriptor that was handed over.
     pub(crate) data: Option<File>,
+    /// How many bytes of the tar were proven together, if they have just come.
+    pub(crate) proven: Option<u64>,
     pub(crate) shared: Arc<Shared>,
 }
 
@@ -181,6 +183,7 @@ impl Opening {
             use_noted: AtomicU32::new(now),
             unknown_until: AtomicU32::new(0),
             losses: AtomicU64::new(0),
+            proven: self.proven,
             is_sealed: AtomicBool::new(sealed.is_some()),
             is_detached: AtomicBool::new(false),
             map: Mutex::new(MapState { file: file.map(Arc::new), records: Vec::new(), sealed }),

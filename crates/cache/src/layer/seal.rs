@@ -136,7 +136,7 @@ impl Layer {
 }
 
 /// The crc32c of a whole layer, from those of its spans.
-pub(crate) fn crc_of_all(shape: &LayerShape, records: &[Option<Record>]) -> u32 {
+fn crc_of_all(shape: &LayerShape, records: &[Option<Record>]) -> u32 {
     (0..).zip(records).fold(0, |all, (span, record)| {
         let range = shape.range(span);
         // A usize holds the length of any span: its bytes were in memory when it was made.

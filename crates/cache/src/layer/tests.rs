@@ -43,7 +43,8 @@ fn open_in(folder: &Path, boot: &str, shape: LayerShape) -> Result<Layer, OpenLa
         allowance: Allowance::new(None),
     };
     let folder = disk::open_folder(folder).unwrap();
-    Opening { digest: blob(), shape, folder, data: None, shared: Arc::new(shared) }.open()
+    let shared = Arc::new(shared);
+    Opening { digest: blob(), shape, folder, data: None, proven: None, shared }.open()
 }
 
 fn open(folder: &Path, boot: &str) -> Layer {

@@ -2,20 +2,17 @@
 
 use std::fs::{self, DirBuilder, File};
 use std::io;
-use std::num::NonZeroU64;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use oci::Digest;
-use rustix::fs::Advice;
 
-use super::{INCOMING, Store};
+use super::{INCOMING, OpenLayerError, Store};
 use crate::disk::{self, Name};
-use crate::layer::{LayerShape, Shared, WriteError, crc_of_all, crc_of_range};
+use crate::layer::{Layer, LayerShape, Opening, Shared, WriteError, crc_of_range};
 use crate::map::{Map, Origin, Record, is_shape};
-use crate::marker::{Sealed, VERSION};
 
 /// A layer that is being received; the store does not have it before [`Store::keep`].
 ///
@@ -56,6 +53,9 @@ pub enum KeepError {
         /// How many bytes came.
         received: u64,
     },
+    /// What was taken in could not be opened.
+    #[error("opening a layer that was received")]
+    Open(#[source] OpenLayerError),
     /// The disk failed.
     #[error("keeping a layer that was received")]
     Io(#[from] io::Error),
@@ -76,27 +76,23 @@ impl Store {
         Ok(Incoming { digest, path, folder, data, len: 0, pieces, is_kept: false, shared })
     }
 
-    /// Takes a received layer in, sealed: it takes the place of what the store had of the layer.
+    /// Takes a received layer in: it takes the place of what the store had of the layer, whole or not
+    /// at all, and is open.
     ///
-    /// The caller has proven that all the bytes together have the digest `diff_id`. Those behind the
-    /// end of `shape` are not kept. The bytes and all that is known of them reach the disk before the
-    /// layer is in the store, and it is there whole or not at all. After a power loss soon afterwards it
-    /// may not be there.
+    /// The caller has proven all the bytes together. Those behind the end of `shape` are not kept. It does
+    /// not wait for the disk: whoever has a program to start need not either. As long as the layer is open
+    /// it knows that it was [proven](Layer::proven), so that it can be sealed; after a power loss before
+    /// that its spans are in doubt, as others are.
     ///
     /// # Errors
     ///
     /// [`KeepError`]; the store has what it had then.
-    pub fn keep(
-        &self,
-        mut incoming: Incoming,
-        shape: LayerShape,
-        diff_id: Digest,
-    ) -> Result<(), KeepError> {
+    pub fn keep(&self, mut incoming: Incoming, shape: LayerShape) -> Result<Arc<Layer>, KeepError> {
         let (received, layer) = (incoming.len, incoming.digest);
         if !is_shape(shape.bytes, &shape.spans) || shape.bytes > received {
             return Err(KeepError::BadShape { received });
         }
-        incoming.complete(shape, diff_id)?;
+        incoming.complete(&shape)?;
         // Nobody opens it meanwhile.
         let mut open = self.open.lock();
         if open.get(&layer).is_some_and(|layer| layer.strong_count() > 0) {
@@ -106,10 +102,19 @@ impl Store {
         let before = self.throw_away(&path)?;
         fs::rename(&incoming.path, &path)?;
         incoming.is_kept = true;
-        open.remove(&layer);
+        let opening = Opening {
+            digest: layer,
+            shape,
+            folder: incoming.folder.try_clone()?,
+            data: None,
+            proven: Some(received),
+            shared: Arc::clone(&self.shared),
+        };
+        let kept = Arc::new(opening.open().map_err(KeepError::Open)?);
+        open.insert(layer, Arc::downgrade(&kept));
         drop(open);
         before.map_or(Ok(()), fs::remove_dir_all)?;
-        Ok(())
+        Ok(kept)
     }
 }
 
@@ -124,40 +129,21 @@ impl Incoming {
         let more = u64::try_from(bytes.len()).unwrap_or(u64::MAX);
         self.shared.allowance.spend(more);
         disk::write_at(&self.data, Name::Data, bytes, self.len).map_err(WriteError::from_io)?;
-        let before = self.len;
         self.len += more;
-        if before / WRITE_BEHIND != self.len / WRITE_BEHIND {
-            // Begins to write what is dirty, so that little is left for the flush at the end. It is
-            // advice: without it that takes longer.
-            let start = (before / WRITE_BEHIND).saturating_mul(WRITE_BEHIND);
-            let len = NonZeroU64::new(self.len - start);
-            rustix::fs::fadvise(&self.data, start, len, Advice::DontNeed).ok();
-        }
         self.pieces.push(Piece { end: self.len, crc: crc32c::crc32c(bytes) });
         Ok(())
     }
 
-    /// Makes the folder what that of a sealed layer is, down to the disk.
-    fn complete(&self, shape: LayerShape, diff_id: Digest) -> io::Result<()> {
+    /// Makes the folder what that of a whole layer is. No older map can come back in this one's place, and
+    /// half of it is none.
+    fn complete(&self, shape: &LayerShape) -> io::Result<()> {
         if shape.bytes != self.len {
             disk::set_len(&self.data, Name::Data, shape.bytes)?;
         }
-        disk::sync(&self.data, Name::Data)?;
-        let records = self.records(&shape)?;
-        let sealed = Sealed {
-            version: VERSION,
-            layer: self.digest,
-            index: shape.index,
-            diff_id,
-            bytes: shape.bytes,
-            total_bytes: self.len,
-            crc32c: crc_of_all(&shape, &records),
-        };
-        let map = Map { records, ..Map::empty(shape.bytes, shape.index, shape.spans) };
-        let folder = self.folder.as_fd();
-        disk::replace(folder, (Name::MapTmp, Name::Map), &map.encode())?;
-        disk::replace(folder, (Name::SealedTmp, Name::Sealed), &sealed.encode())?;
-        Ok(())
+        let records = self.records(shape)?;
+        let map = Map { records, ..Map::empty(shape.bytes, shape.index, shape.spans.clone()) };
+        let file = disk::open_new(&self.folder, Name::Map)?;
+        disk::write_at(&file, Name::Map, &map.encode(), 0)
     }
 
     /// The checksum of each span: those of its pieces together. A span whose edges are within pieces is
@@ -177,14 +163,11 @@ impl Incoming {
             if start != range.start || at != range.end {
                 crc = crc_of_range(&self.data, range)?;
             }
-            Ok(Some(Record { origin: Origin::Disk, crc }))
+            Ok(Some(Record { origin: Origin::Boot(self.shared.boot), crc }))
         };
         (0..shape.span_count()).map(&mut record).collect()
     }
 }
-
-/// After how many bytes they are on their way to the disk.
-const WRITE_BEHIND: u64 = 16 << 20;
 
 impl Drop for Incoming {
     fn drop(&mut self) {

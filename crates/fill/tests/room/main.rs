@@ -68,6 +68,26 @@ fn what_was_given_up_comes_back_when_it_is_read_and_is_sealed_again() {
 }
 
 #[test]
+fn a_received_layer_is_sealed_although_nobody_completes_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup::received(dir.path(), 2, DEADLINE);
+    setup.until_sealed();
+    setup.check(0..setup.layer.bytes());
+    assert_eq!((setup.source.bytes_fetched(), setup.layer.is_completing()), (0, false));
+}
+
+#[test]
+fn what_a_received_layer_has_lost_is_proven_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let setup = Setup::received(dir.path(), 2, DEADLINE);
+    setup.until_sealed();
+    setup.evict(&[2]);
+    assert_eq!(setup.cache.proven(), None);
+    setup.check(setup.range(2));
+    setup.until_sealed();
+}
+
+#[test]
 fn a_layer_whose_gate_is_stuck_stays_sealed() {
     let dir = tempfile::tempdir().unwrap();
     let setup = Setup::new(dir.path(), 1, DEADLINE);

@@ -40,6 +40,26 @@ pub(crate) struct Setup {
 impl Setup {
     /// A layer of about `mib` MiB, with its cache in `root`.
     pub(crate) fn new(root: &Path, mib: u64, deadline: Duration) -> Self {
+        Self::with_cache(root, mib, deadline, |store, (layer, _), shape| {
+            store.layer(&layer, shape, None).unwrap()
+        })
+    }
+
+    /// The same of one whose bytes have just been received, and proven.
+    pub(crate) fn received(root: &Path, mib: u64, deadline: Duration) -> Self {
+        Self::with_cache(root, mib, deadline, |store, (layer, tar), shape| {
+            let mut incoming = store.receive(&layer).unwrap();
+            incoming.append(tar).unwrap();
+            store.keep(incoming, shape).unwrap()
+        })
+    }
+
+    fn with_cache(
+        root: &Path,
+        mib: u64,
+        deadline: Duration,
+        cache: impl FnOnce(&Store, (Digest, &[u8]), LayerShape) -> Arc<cache::Layer>,
+    ) -> Self {
         let content = Content::generated(7, mib << 20, Texture::Random);
         let tar = LayerBuilder::new().file("file", content).build();
         let blob = compress(&tar, Compression::Gzip { level: 6 });
@@ -65,7 +85,7 @@ impl Setup {
             index: Digest::of(&built.ztoc_bytes),
         };
         assert!(shape.bytes / u64::from(shape.span_count()) < 2 * SPAN, "spans are small");
-        let cache = store.layer(&built.layer_digest, shape, None).unwrap();
+        let cache = cache(&store, (built.layer_digest, &tar), shape);
         let source = Arc::new(Memory::new(blob.into()));
         let layer = engine.add(LayerSpec {
             digest: built.layer_digest,

@@ -9,7 +9,7 @@ use anyhow::{Context, Result};
 use artifacts::{ImageLayer, IndexStore, Origin};
 use cache::KeepError;
 use futures_util::{StreamExt, TryStreamExt};
-use index::LayerIndex;
+use index::{BuildOptions, LayerIndex};
 use oci::Digest;
 use opentelemetry::KeyValue;
 use parking_lot::Mutex;
@@ -43,8 +43,8 @@ impl Receiving {
 }
 
 impl Daemon {
-    /// Receives layers, several at a time. Each has an index and is whole and sealed in the cache
-    /// afterwards; those that were finished before a failure stay so.
+    /// Receives layers, several at a time. Each has an index and is whole in the cache afterwards, where
+    /// what it returns keeps it open: the engine seals it. Those that were finished before a failure stay.
     ///
     /// *Cancellation:* layers under way leave nothing.
     pub(super) async fn receive(
@@ -52,7 +52,7 @@ impl Daemon {
         origin: &Origin,
         mut layers: Vec<&ImageLayer>,
         progress: Progress<'_>,
-    ) -> Result<()> {
+    ) -> Result<Vec<Arc<cache::Layer>>> {
         // The one that takes longest begins first. One that the image has twice comes once.
         layers.sort_by_key(|layer| (Reverse(layer.size), layer.digest));
         layers.dedup_by_key(|layer| layer.digest);
@@ -75,7 +75,8 @@ impl Daemon {
         let each: Vec<_> =
             layers.iter().map(|layer| self.receive_layer(origin, layer, &count)).collect();
         let all = futures_util::stream::iter(each).buffer_unordered(LAYERS_AT_A_TIME);
-        self.traces.within("fetch", attributes, all.try_collect()).await
+        let kept = all.try_filter_map(|layer| std::future::ready(Ok(layer)));
+        self.traces.within("fetch", attributes, kept.try_collect()).await
     }
 
     async fn receive_layer(
@@ -83,21 +84,23 @@ impl Daemon {
         origin: &Origin,
         layer: &ImageLayer,
         count: &(dyn Fn(u64) + Sync),
-    ) -> Result<()> {
+    ) -> Result<Option<Arc<cache::Layer>>> {
         let turn = self.receiving.of(&layer.digest);
         let _turn = turn.lock().await;
         let _place = self.receiving.at_once.acquire().await.context("receiving a layer")?;
         if self.indexes.load(&layer.digest)?.is_some() {
             // Another mount has received it meanwhile.
             count(layer.size);
-            return Ok(());
+            return Ok(None);
         }
         let incoming =
             self.store.receive(&layer.digest).context("starting a layer of the cache")?;
         let incoming = Arc::new(Mutex::new(incoming));
         let file = Arc::clone(&incoming);
         let write = move |bytes: &[u8]| Ok(file.lock().append(bytes)?);
+        // The index is for this machine.
         let options = stream::build_options(layer, SpanOptions::default());
+        let options = BuildOptions { also: None, ..options };
         let built = stream::index_layer(origin, layer, options, write, count).await?;
         let (store, indexes, layer) =
             (Arc::clone(&self.store), self.indexes.clone(), layer.clone());
@@ -106,25 +109,25 @@ impl Daemon {
     }
 }
 
-/// Stores the layer's index, and then the layer.
+/// Stores the layer's index, and then the layer. Neither waits for the disk.
 fn keep(
     layer: &ImageLayer,
     built: LayerIndex,
     incoming: Arc<Mutex<cache::Incoming>>,
     store: &cache::Store,
     indexes: &IndexStore,
-) -> Result<()> {
-    let (diff_id, bytes) = (built.diff_id, built.uncompressed_total);
+) -> Result<Option<Arc<cache::Layer>>> {
+    let bytes = built.uncompressed_total;
     let stored = stream::save(built, layer, indexes)?;
-    indexes.make_durable(&layer.digest)?;
     let incoming = Arc::into_inner(incoming).context("the layer is still being written")?;
-    match store.keep(incoming.into_inner(), shape_of(&stored), diff_id) {
+    let kept = match store.keep(incoming.into_inner(), shape_of(&stored)) {
+        Ok(kept) => Some(kept),
         // A mount that has it goes on with what it has.
-        Ok(()) | Err(KeepError::InUse { .. }) => {}
+        Err(KeepError::InUse { .. }) => None,
         Err(err) => return Err(err).with_context(|| format!("keeping layer {}", layer.digest)),
-    }
-    tracing::info!(layer = %layer.digest, bytes, "layer received and sealed");
-    Ok(())
+    };
+    tracing::info!(layer = %layer.digest, bytes, "layer received");
+    Ok(kept)
 }
 
 /// Each takes some connections, a thread, and the memory of what came ahead and of what its compression looks

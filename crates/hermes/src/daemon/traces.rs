@@ -270,7 +270,7 @@ impl Exported {
 impl Completing {
     /// What an image lacks, if it is to be had.
     fn new(image: &LoadedImage, span: &SpanContext) -> Option<Self> {
-        let layers = image.layers.iter().filter(|layer| !layer.is_sealed());
+        let layers = image.layers.iter().filter(|layer| layer.bytes_present() < layer.bytes());
         let missing: HashSet<Digest> = layers.map(|layer| *layer.digest()).collect();
         let (span, since) = (span.clone(), SystemTime::now());
         (!missing.is_empty()).then_some(Self { span, since, missing })

@@ -37,9 +37,11 @@ impl Setup {
         (of_blob().count(), of_blob().map(|request| request.bytes_sent).sum())
     }
 
-    fn sealed_layers(&self) -> usize {
+    /// Layers of which the cache has all.
+    fn whole_layers(&self) -> usize {
         let listed = self.ok(&["cache", "ls"]);
-        listed["layers"].as_array().unwrap().iter().filter(|layer| layer["sealed"] == true).count()
+        let layers = listed["layers"].as_array().unwrap();
+        layers.iter().filter(|layer| layer["spans_present"] == layer["spans"]).count()
     }
 
     /// Bytes that the daemon has written so far, wherever to.
@@ -262,7 +264,7 @@ fn a_first_mount_that_was_killed_does_not_begin_anew_with_layers_that_are_whole(
         setup.until("the daemon runs", || {
             setup.run(&["status"]).status.success().then(|| setup.daemon_pid()).flatten()
         });
-        setup.until("the small layer is whole", || (setup.sealed_layers() == 1).then_some(()));
+        setup.until("the small layer is whole", || (setup.whole_layers() == 1).then_some(()));
         setup.kill_daemon();
         assert!(!mount.join().unwrap().status.success());
     });

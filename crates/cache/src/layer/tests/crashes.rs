@@ -218,8 +218,8 @@ fn a_sealed_layer_survives_a_power_loss() {
     }
 }
 
-#[test]
-fn a_received_layer_survives_a_power_loss() {
+/// A layer is received, and sealed or not; then the power fails.
+fn receive_and_lose_power(is_sealed: bool, check: impl Fn(&Layer)) {
     let root = tempfile::tempdir().unwrap();
     let options = crate::StoreOptions { quota: None, boot_id: "a".to_owned() };
     let store = crate::Store::open(root.path(), options).unwrap();
@@ -227,7 +227,10 @@ fn a_received_layer_survives_a_power_loss() {
         let mut incoming = store.receive(&blob()).unwrap();
         incoming.append(&bytes_of(0..12_300)).unwrap();
         incoming.append(&bytes_of(12_300..50_100)).unwrap();
-        store.keep(incoming, shape(), Digest::of(b"tar")).unwrap();
+        let layer = store.keep(incoming, shape()).unwrap();
+        if is_sealed {
+            layer.seal(Digest::of(b"tar"), layer.proven().unwrap()).unwrap();
+        }
     });
     let mut disk = Disk::default();
     for change in &changes {
@@ -238,9 +241,30 @@ fn a_received_layer_survives_a_power_loss() {
         let folder = tempfile::tempdir().unwrap();
         disk.leave(folder.path(), &mut chance);
         let layer = open(folder.path(), "b");
-        assert!(layer.is_sealed() && layer.verify(&mut |_| {}).unwrap().is_sound());
+        check(&layer);
         assert_right_where_present(&layer);
     }
+}
+
+#[test]
+fn a_received_layer_survives_a_power_loss_once_it_is_sealed() {
+    receive_and_lose_power(true, |layer| {
+        assert!(layer.is_sealed() && layer.verify(&mut |_| {}).unwrap().is_sound());
+    });
+}
+
+#[test]
+fn a_power_loss_before_that_leaves_no_wrong_bytes_of_it() {
+    let lost = std::cell::Cell::new(false);
+    receive_and_lose_power(false, |layer| {
+        assert!(!layer.is_sealed());
+        for span in 0..layer.shape().span_count() {
+            if !layer.ensure_present(span).unwrap() {
+                lost.set(true);
+            }
+        }
+    });
+    assert!(lost.get(), "the disk of this test loses what was not flushed");
 }
 
 #[test]

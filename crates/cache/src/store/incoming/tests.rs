@@ -45,8 +45,9 @@ fn check(edges: &[usize]) {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
     let incoming = receive(&store, edges).unwrap();
-    store.keep(incoming, shape(), Digest::of(b"tar")).unwrap();
-    let layer = store.layer(&blob(), shape(), None).unwrap();
+    let layer = store.keep(incoming, shape()).unwrap();
+    assert_eq!(layer.first_missing(0), None);
+    layer.seal(Digest::of(b"tar"), layer.proven().unwrap()).unwrap();
     let sealed = layer.sealed().unwrap();
     assert_eq!((sealed.bytes, sealed.total_bytes), (19_000, 20_000));
     assert_eq!(sealed.crc32c, crc32c::crc32c(&bytes()[..19_000]));
@@ -72,6 +73,21 @@ fn a_received_layer_is_sealed_with_a_checksum_of_each_span() {
 }
 
 #[test]
+fn what_was_proven_is_forgotten_with_the_first_span_and_with_the_process() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let layer = store.keep(receive(&store, &[]).unwrap(), shape()).unwrap();
+    assert_eq!(layer.proven(), Some(20_000));
+    layer.forget(&[1]).unwrap();
+    assert_eq!(layer.proven(), None);
+    layer.mark_present(1, crc32c::crc32c(&bytes()[5000..12_300])).unwrap();
+    assert_eq!(layer.proven(), None, "it may be other bytes now");
+    drop((layer, store));
+    let layer = open(folder.path()).layer(&blob(), shape(), None).unwrap();
+    assert_eq!((layer.proven(), layer.first_missing(0)), (None, None));
+}
+
+#[test]
 fn what_is_not_kept_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let store = open(folder.path());
@@ -82,7 +98,7 @@ fn what_is_not_kept_leaves_nothing() {
     drop(incoming);
     let too_long = LayerShape { bytes: 20_001, ..shape() };
     let incoming = receive(&store, &[]).unwrap();
-    let refused = store.keep(incoming, too_long, Digest::of(b"tar"));
+    let refused = store.keep(incoming, too_long);
     assert!(matches!(refused, Err(KeepError::BadShape { received: 20_000 })), "{refused:?}");
     assert!(is_empty(&folder.path().join(INCOMING)) && is_empty(&folder.path().join(LAYERS)));
     // Neither does a process that was killed.
@@ -98,11 +114,12 @@ fn it_takes_the_place_of_a_part_but_not_of_what_is_in_use() {
     let store = open(folder.path());
     let other = LayerShape { index: Digest::of(b"other"), ..shape() };
     let part = store.layer(&blob(), other, None).unwrap();
-    let refused = store.keep(receive(&store, &[]).unwrap(), shape(), Digest::of(b"tar"));
+    let refused = store.keep(receive(&store, &[]).unwrap(), shape());
     assert!(matches!(refused, Err(KeepError::InUse { .. })), "{refused:?}");
     drop(part);
-    store.keep(receive(&store, &[]).unwrap(), shape(), Digest::of(b"tar")).unwrap();
-    assert!(store.layer(&blob(), shape(), None).unwrap().is_sealed());
+    let kept = store.keep(receive(&store, &[]).unwrap(), shape()).unwrap();
+    assert!(Arc::ptr_eq(&kept, &store.layer(&blob(), shape(), None).unwrap()));
+    assert_eq!(kept.first_missing(0), None);
     assert!(is_empty(&folder.path().join("trash")));
 }
 
@@ -110,7 +127,7 @@ fn it_takes_the_place_of_a_part_but_not_of_what_is_in_use() {
 fn a_process_killed_while_it_receives_leaves_nothing() {
     let life = |root: &Path| -> Result<(), Box<dyn std::error::Error>> {
         let store = open(root);
-        store.keep(receive(&store, &[5000])?, shape(), Digest::of(b"tar"))?;
+        store.keep(receive(&store, &[5000])?, shape())?;
         Ok(())
     };
     let whole = tempfile::tempdir().unwrap();
