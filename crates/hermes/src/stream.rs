@@ -1,6 +1,8 @@
 //! A layer read once, in order, wherever its image lies, and what is learnt from it on the way.
 
+use std::collections::VecDeque;
 use std::ops::Range;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
@@ -10,6 +12,7 @@ use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
 use index::{BuildError, BuildOptions, LayerIndex, LayerIndexer};
 use oci::LayerCompression;
+use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
 use ztoc::{IndexError, SpanOptions};
 
@@ -88,20 +91,37 @@ async fn send_in_parts(
         told.fetch_add(bytes, Ordering::Relaxed);
         progress(bytes);
     };
-    let fetch = |part| part_of(origin, layer, part, &tell);
+    let places = Semaphore::new(PARTS_AHEAD);
+    let fetch = async |part| {
+        let place = places.acquire().await.context("waiting for a place in memory")?;
+        anyhow::Ok((part_of(origin, layer, part, &tell).await?, place))
+    };
     let mut parts = futures_util::stream::iter(parts(layer.size).map(fetch)).buffered(PARTS_AHEAD);
+    let (mut waiting, mut are_more) = (VecDeque::new(), true);
     // Whether it gives them, the first part shows. Without them each would cost all that is before it.
-    while origin.gives_ranges()
-        && let Some(pieces) = parts.try_next().await?
-    {
-        for piece in pieces {
-            handed_on += piece.len() as u64;
-            if sender.send(piece).await.is_err() {
-                return Ok(());
+    while origin.gives_ranges() {
+        // The other parts come on while a piece of this one waits to be taken.
+        tokio::select! {
+            biased;
+            taken = sender.reserve(), if !waiting.is_empty() => {
+                let Ok(taken) = taken else { return Ok(()) };
+                if let Some((piece, _place)) = waiting.pop_front() {
+                    handed_on += Bytes::len(&piece) as u64;
+                    taken.send(piece);
+                }
             }
+            part = parts.try_next(), if are_more => match part? {
+                // The last piece gives the place up.
+                Some((pieces, place)) => {
+                    let place = Arc::new(place);
+                    waiting.extend(pieces.into_iter().map(|piece| (piece, Arc::clone(&place))));
+                }
+                None => are_more = false,
+            },
+            else => break,
         }
     }
-    drop(parts);
+    drop((parts, waiting));
     // What was told of parts that nobody gets counts for the same bytes now.
     let told = AtomicU64::new(told.into_inner() - handed_on);
     let tell = |bytes| {
@@ -141,13 +161,21 @@ pub(crate) fn build_options(layer: &ImageLayer, soci: SpanOptions) -> BuildOptio
     // A window of 32 KiB is in memory for each span until the index is written.
     let short = (layer.size / MOST_SHORT_SPANS).clamp(SHORT_SPAN, SHORT_SPAN * 4);
     let SpanOptions { span_size, sparse_windows } = soci;
+    // A small layer is done before a thread is there.
+    let digests_aside = layer.size > SHORT_SPAN;
     if layer.compression != LayerCompression::Gzip || span_size <= short {
-        return BuildOptions { span_size, sparse_windows, ..BuildOptions::default() };
+        return BuildOptions {
+            span_size,
+            sparse_windows,
+            digests_aside,
+            ..BuildOptions::default()
+        };
     }
     BuildOptions {
         span_size: short,
         sparse_windows: true,
         also: Some(soci),
+        digests_aside,
         ..BuildOptions::default()
     }
 }
@@ -275,9 +303,10 @@ mod tests {
     use super::*;
     use crate::protocol::Access;
 
-    /// What came of a layer, of how many bytes the progress was told, and what the registry was asked.
+    /// What came of a layer, of how many bytes the progress was told, and what the registry was asked. The
+    /// first piece is taken when the progress was told of `first` bytes.
     async fn received(
-        size: u64,
+        (size, first): (u64, u64),
         spoil: impl FnOnce(&Registry),
         told: impl Fn(&Registry, u64) + Sync,
     ) -> (Vec<u8>, u64, Vec<RequestLog>) {
@@ -297,18 +326,25 @@ mod tests {
             diff_id: digest,
         };
         let (sender, mut arriving) = pieces();
-        let total = AtomicU64::new(0);
-        let tell = |bytes| told(&registry, total.fetch_add(bytes, Ordering::Relaxed) + bytes);
+        let (total, mut is_told) = tokio::sync::watch::channel(0);
+        let tell = |bytes| {
+            total.send_modify(|total| *total += bytes);
+            let so_far = *total.borrow();
+            told(&registry, so_far);
+        };
         let take = async {
+            is_told.wait_for(|total| *total >= first).await.unwrap();
             let mut taken = Vec::new();
             while let Some(piece) = arriving.recv().await {
                 taken.extend_from_slice(&piece);
             }
             taken
         };
-        let (sent, taken) = tokio::join!(send_in_parts(&origin, &layer, sender, &tell), take);
+        let both = async { tokio::join!(send_in_parts(&origin, &layer, sender, &tell), take) };
+        let (sent, taken) = tokio::time::timeout(PATIENCE, both).await.expect("it goes on");
         sent.unwrap();
-        (taken, total.into_inner(), registry.requests())
+        let total = *total.borrow();
+        (taken, total, registry.requests())
     }
 
     fn content(size: u64) -> &'static [u8] {
@@ -328,7 +364,7 @@ mod tests {
             }
         };
         let check = async |size: u64, spoil: &dyn Fn(&Registry), n_asked: Range<usize>| {
-            let (taken, told, asked) = received(size, spoil, |_, _| {}).await;
+            let (taken, told, asked) = received((size, 0), spoil, |_, _| {}).await;
             assert!(taken == content(size), "{size} bytes are not right");
             assert_eq!(told, size);
             let asked: Vec<_> = asked.iter().filter(|request| request.is_blob()).collect();
@@ -358,7 +394,27 @@ mod tests {
                 registry.faults().release_stalled();
             }
         };
-        let (taken, ..) = received(6 * PART, stall, release).await;
+        let (taken, ..) = received((6 * PART, 0), stall, release).await;
         assert!(taken == content(6 * PART));
     }
+
+    #[tokio::test]
+    async fn parts_come_on_while_nobody_takes_the_first() {
+        let stall = |registry: &Registry| {
+            let stall = Fault::Stall { after: 1 << 20 };
+            let second = Times::Pattern(vec![false, true, false, false, false, false, false]);
+            registry.faults().inject(Scope::Blobs, second, stall);
+        };
+        let others = (PARTS_AHEAD as u64 - 1) * PART;
+        let release = |registry: &Registry, told: u64| {
+            if told == others + (1 << 20) {
+                registry.faults().release_stalled();
+            }
+        };
+        let all = PARTS_AHEAD as u64 * PART;
+        let (taken, ..) = received((6 * PART, all), stall, release).await;
+        assert!(taken == content(6 * PART));
+    }
+
+    const PATIENCE: Duration = Duration::from_mins(1);
 }

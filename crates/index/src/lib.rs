@@ -29,6 +29,8 @@ pub struct BuildOptions {
     pub sparse_windows: bool,
     /// See [`IndexerOptions::also`].
     pub also: Option<SpanOptions>,
+    /// See [`IndexerOptions::digests_aside`].
+    pub digests_aside: bool,
     /// The most bytes that a layer may have once uncompressed.
     pub max_uncompressed: u64,
     /// What else is refused.
@@ -38,13 +40,21 @@ pub struct BuildOptions {
 impl Default for BuildOptions {
     /// As AWS's tool.
     fn default() -> Self {
-        let IndexerOptions { span_size, build_tool, sparse_windows, also, limits, compression: _ } =
-            IndexerOptions::default();
+        let IndexerOptions {
+            span_size,
+            build_tool,
+            sparse_windows,
+            also,
+            digests_aside,
+            limits,
+            compression: _,
+        } = IndexerOptions::default();
         Self {
             span_size,
             build_tool,
             sparse_windows,
             also,
+            digests_aside,
             max_uncompressed: limits.uncompressed,
             limits,
         }
@@ -135,6 +145,7 @@ impl LayerIndexer {
             build_tool,
             sparse_windows,
             also,
+            digests_aside,
             max_uncompressed,
             mut limits,
         } = options;
@@ -145,6 +156,7 @@ impl LayerIndexer {
             build_tool,
             sparse_windows,
             also,
+            digests_aside,
             limits,
         };
         let with_spans = |options| Ok(Kind::Spans(Box::new(Indexer::new(options)?)));

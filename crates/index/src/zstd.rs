@@ -2,7 +2,7 @@
 
 use std::io;
 
-use oci::Hasher;
+use oci::WholeHasher;
 use zstd::stream::raw::{DParameter, Decoder, InBuffer, Operation as _, OutBuffer};
 use ztoc::{Compression, Indexer, IndexerOptions, TocEntry};
 
@@ -98,7 +98,7 @@ impl std::fmt::Debug for ZstdDecoder {
 #[derive(Debug)]
 pub(crate) struct ZstdIndexer {
     decoder: ZstdDecoder,
-    layer: Hasher,
+    layer: WholeHasher,
     layer_size: u64,
     tar: Indexer,
 }
@@ -107,9 +107,10 @@ impl ZstdIndexer {
     pub(crate) fn new(options: IndexerOptions) -> Result<Self, BuildError> {
         let span_size = options.span_size.min(STREAMED_SPAN);
         let compression = Compression::Uncompressed;
+        let layer = if options.digests_aside { WholeHasher::aside() } else { WholeHasher::here() };
         Ok(Self {
             decoder: ZstdDecoder::new()?,
-            layer: Hasher::new(),
+            layer,
             layer_size: 0,
             tar: Indexer::new(IndexerOptions { compression, span_size, ..options })?,
         })

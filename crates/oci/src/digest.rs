@@ -1,10 +1,14 @@
 //! Content digests. Only sha256: nothing that we meet is addressed by another algorithm.
 
+mod whole;
+
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use sha2::{Digest as _, Sha256};
+
+pub use self::whole::WholeHasher;
 
 /// A sha256 content digest, written `sha256:<64 lower-case hex digits>`.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -17,7 +17,7 @@ pub mod span_index;
 
 pub use config::{ImageConfig, ProcessConfig, RootFs};
 pub use descriptor::Descriptor;
-pub use digest::{Digest, Hasher, ParseDigestError};
+pub use digest::{Digest, Hasher, ParseDigestError, WholeHasher};
 pub use manifest::{Index, Manifest, ManifestOrIndex, ParseManifestError, parse_manifest};
 pub use media_type::{LayerCompression, UnknownLayerTypeError};
 pub use platform::{ParsePlatformError, Platform};

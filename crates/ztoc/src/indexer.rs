@@ -2,7 +2,7 @@
 
 mod gzip;
 
-use oci::{Digest, Hasher};
+use oci::{Digest, Hasher, WholeHasher};
 use sys::inflate::InflateError;
 
 use crate::document::{Ztoc, ZtocTooLarge, encode};
@@ -29,6 +29,9 @@ pub struct IndexerOptions {
     pub sparse_windows: bool,
     /// Spans of another size too, from the same pass; only of gzip.
     pub also: Option<SpanOptions>,
+    /// Whether the digests of the whole layer, and of what it unpacks to, are computed by threads of their
+    /// own: inflating goes on meanwhile.
+    pub digests_aside: bool,
     /// What is refused.
     pub limits: Limits,
 }
@@ -59,6 +62,7 @@ impl Default for IndexerOptions {
             build_tool: "AWS SOCI CLI v0.2".to_owned(),
             sparse_windows,
             also: None,
+            digests_aside: false,
             limits: Limits::default(),
         }
     }
@@ -134,7 +138,7 @@ pub struct Indexer {
     build_tool: String,
     limits: Limits,
     spans: Spans,
-    layer: Hasher,
+    layer: WholeHasher,
     layer_size: u64,
     output: Output,
 }
@@ -152,7 +156,7 @@ enum Spans {
 #[derive(Debug)]
 struct Output {
     /// Not of a plain layer: there it is the layer's digest.
-    diff_id: Option<Hasher>,
+    diff_id: Option<WholeHasher>,
     tar: TarScanner,
     total: u64,
     limit: u64,
@@ -179,8 +183,16 @@ impl Indexer {
     /// # Errors
     /// [`IndexError::NoSpanSize`], and [`IndexError::Inflate`] without memory.
     pub fn new(options: IndexerOptions) -> Result<Self, IndexError> {
-        let IndexerOptions { compression, span_size, build_tool, sparse_windows, also, limits } =
-            options;
+        let IndexerOptions {
+            compression,
+            span_size,
+            build_tool,
+            sparse_windows,
+            also,
+            digests_aside,
+            limits,
+        } = options;
+        let digest = if digests_aside { WholeHasher::aside } else { WholeHasher::here };
         let spans = match compression {
             Compression::Gzip => {
                 let spans = SpanOptions { span_size, sparse_windows };
@@ -195,10 +207,10 @@ impl Indexer {
             build_tool,
             limits,
             spans,
-            layer: Hasher::new(),
+            layer: digest(),
             layer_size: 0,
             output: Output {
-                diff_id: (compression == Compression::Gzip).then(Hasher::new),
+                diff_id: (compression == Compression::Gzip).then(digest),
                 tar: TarScanner::new(limits),
                 total: 0,
                 limit: limits.uncompressed,
@@ -293,7 +305,7 @@ impl Indexer {
             ztoc,
             ztoc_bytes,
             also,
-            diff_id: output.diff_id.map_or(layer_digest, Hasher::finish),
+            diff_id: output.diff_id.map_or(layer_digest, WholeHasher::finish),
             layer_digest,
             layer_size,
             uncompressed_total: output.total,
