@@ -8,7 +8,7 @@ root=$1 mirror=$2
 base=ca-certificates,apt,mount,util-linux,iproute2,procps,tini
 packages=(
   # container runtimes and registries
-  containerd runc crun docker-registry soci-snapshotter
+  containerd runc crun docker-registry nginx-light soci-snapshotter
   # making, moving and looking at images
   skopeo umoci erofs-utils busybox-static apache2-utils openssl
   # looking at what went wrong
