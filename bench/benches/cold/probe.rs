@@ -15,8 +15,11 @@ use crate::images::{Image, Question};
 
 /// Where every image answers.
 const PORT: u16 = 8080;
-/// How often it is asked.
+/// After what time it is asked again, at least.
 const INTERVAL: Duration = Duration::from_millis(2);
+/// The part of the time since the command that may pass between two questions: what they cost is taken from
+/// the program that is to answer.
+const PRECISION: u32 = 200;
 /// How long a start may take.
 const LIMIT: Duration = Duration::from_secs(900);
 
@@ -46,6 +49,7 @@ pub(crate) fn first_answer(
                 if let Some(pid) = find_process(node, image.program()) {
                     return Some((begin.elapsed(), pid));
                 }
+                // A shell may be another program soon.
                 std::thread::park_timeout(INTERVAL);
             }
             None
@@ -84,7 +88,7 @@ fn ask_until_answered(image: Image, command: &mut Child, begin: Instant) -> Resu
         if now > LIMIT {
             bail!("no answer within {LIMIT:?}");
         }
-        std::thread::park_timeout(INTERVAL);
+        std::thread::park_timeout(INTERVAL.max(begin.elapsed() / PRECISION));
     }
 }
 

@@ -67,7 +67,10 @@ pub(crate) struct ColdStart {
 /// What Hermes says of a cold start.
 #[derive(Debug, Clone, Serialize)]
 pub(crate) struct HermesFigures {
-    /// From the command until the whole image was there and proven, if that came about.
+    /// From the command until the last byte of the whole image was there, each span checked, if that came
+    /// about.
+    pub(crate) whole_seconds: Option<f64>,
+    /// From the command until it was read once more, proven and on the disk, too.
     pub(crate) sealed_seconds: Option<f64>,
     /// What had come over the link by then.
     pub(crate) bytes_in_sealed: u64,
@@ -181,13 +184,16 @@ impl RunningNode<'_> {
         // Nothing is asked meanwhile: that would take time from what is measured.
         let mut seals = Vec::new();
         let sealed = wait_until("the image to be sealed", SEAL_LIMIT, || {
-            seals = self.seals()?;
+            seals = self.last_changes("sealed")?;
             Ok(seals.len() >= n_layers)
         });
-        let sealed_at = seals.iter().max().filter(|_| sealed.is_ok());
-        let sealed = sealed_at.map(|at| at.duration_since(began_at).unwrap_or_default());
+        let since = |times: Vec<SystemTime>| {
+            let last = times.into_iter().max().filter(|_| sealed.is_ok())?;
+            Some(last.duration_since(began_at).unwrap_or_default().as_secs_f64())
+        };
         Ok(HermesFigures {
-            sealed_seconds: sealed.map(|sealed| sealed.as_secs_f64()),
+            whole_seconds: since(self.last_changes("data")?),
+            sealed_seconds: since(seals),
             bytes_in_sealed: 0,
             daemon_cpu_seconds,
             status,
@@ -195,12 +201,13 @@ impl RunningNode<'_> {
         })
     }
 
-    /// When each layer was sealed: each then has a file of that name in its folder of the cache.
-    fn seals(&self) -> Result<Vec<SystemTime>> {
+    /// When a file of the layers in the cache was changed, of those that have it: `data` changes with each
+    /// span that comes, and `sealed` is there once the layer is.
+    fn last_changes(&self, file: &str) -> Result<Vec<SystemTime>> {
         let layers = self.near.path(HERMES_ROOT).join("cache/layers");
         let layers = std::fs::read_dir(&layers).context("listing the layers of the cache")?;
-        let seals = layers.flatten().map(|layer| std::fs::metadata(layer.path().join("sealed")));
-        Ok(seals.flatten().map(|seal| seal.modified()).collect::<io::Result<_>>()?)
+        let files = layers.flatten().map(|layer| std::fs::metadata(layer.path().join(file)));
+        Ok(files.flatten().map(|file| file.modified()).collect::<io::Result<_>>()?)
     }
 
     fn ask_hermes(&self, what: &[&str]) -> Result<Value> {
@@ -242,10 +249,12 @@ fn timeline(log: &str, began_at: SystemTime, cold: Option<&ColdStart>) -> String
         let at = at.or_else(|| lines.last().map(|(at, _)| *at));
         lines.push((at.unwrap_or_default(), line.to_owned()));
     }
+    let whole = cold.and_then(|cold| cold.hermes.as_ref()?.whole_seconds);
     let sealed = cold.and_then(|cold| cold.hermes.as_ref()?.sealed_seconds);
     for (at, what) in [
         (cold.map(|cold| cold.running_seconds), "the program runs"),
         (cold.map(|cold| cold.answer_seconds), "the first answer"),
+        (whole, "the image is whole"),
         (sealed, "the image is sealed"),
     ] {
         lines.extend(at.map(|at| (at, format!("--- {what} ---"))));

@@ -96,6 +96,7 @@ pub(crate) struct Summary {
     pub(crate) requests: Option<f64>,
     pub(crate) blocked_reads: Option<f64>,
     pub(crate) daemon_cpu_seconds: Option<f64>,
+    pub(crate) whole_seconds: Option<f64>,
     pub(crate) sealed_seconds: Option<f64>,
     pub(crate) load: Option<f64>,
 }
@@ -128,6 +129,7 @@ impl Summary {
             requests: middle(&|run| status(run, "requests")),
             blocked_reads: middle(&|run| status(run, "blocked_reads")),
             daemon_cpu_seconds: middle(&|run| Some(run.hermes.as_ref()?.daemon_cpu_seconds)),
+            whole_seconds: middle(&|run| run.hermes.as_ref()?.whole_seconds),
             sealed_seconds: middle(&|run| run.hermes.as_ref()?.sealed_seconds),
             load: middle(&|run| Some(run.load)),
         }
@@ -147,6 +149,7 @@ impl Summary {
             (self.requests, 0),
             (self.blocked_reads, 0),
             (self.daemon_cpu_seconds, 2),
+            (self.whole_seconds, 2),
             (self.sealed_seconds, 2),
             (self.load, 1),
         ]
@@ -173,9 +176,9 @@ fn line(image: &str, link: &str, system: &str, figures: [String; COLUMNS.len()])
     format!("{image:<7} {link:<13} {system:<12}{figures}")
 }
 
-const COLUMNS: [&str; 13] = [
+const COLUMNS: [&str; 14] = [
     "answer", "best", "running", "warm", "beyond", "stall", "/bound", "MB in", "GETs", "blocked",
-    "CPU", "sealed", "load",
+    "CPU", "whole", "sealed", "load",
 ];
 
 #[expect(clippy::cast_precision_loss, reason = "a figure for people")]
