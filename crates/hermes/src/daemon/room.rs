@@ -168,6 +168,9 @@ impl Daemon {
         if needed > 0 {
             let freed = self.give_up(needed, why)?;
             tracing::debug!(usage, needed, freed, "room was needed");
+            // Once it is closed there may be room for what was just given up.
+            let some_linger = self.has_lingering_layers()?;
+            self.room.lock().has_changed |= some_linger;
         } else {
             self.room.lock().short_since = None;
         }
