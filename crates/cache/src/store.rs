@@ -100,6 +100,8 @@ impl From<io::Error> for OpenLayerError {
     }
 }
 
+type OpenLayers = HashMap<Digest, Weak<Layer>>;
+
 /// All layers under one folder.
 ///
 /// One process has it open at a time. Everything in it is readable by its owner only.
@@ -108,7 +110,7 @@ pub struct Store {
     root: PathBuf,
     holes: HoleSupport,
     shared: Arc<Shared>,
-    open: Mutex<HashMap<Digest, Weak<Layer>>>,
+    open: Mutex<OpenLayers>,
     /// Held for its lock.
     _lock: File,
 }
@@ -205,10 +207,7 @@ impl Store {
             proven: None,
             shared: Arc::clone(&self.shared),
         };
-        let layer = Arc::new(opening.open()?);
-        open.retain(|_, layer| layer.strong_count() > 0);
-        open.insert(*digest, Arc::downgrade(&layer));
-        Ok(layer)
+        opened(&mut open, opening)
     }
 
     /// Opens a layer as it lies on disk, without its index. `None` if the store does not have it.
@@ -251,6 +250,14 @@ impl Store {
     fn is_open(&self, digest: &Digest) -> bool {
         self.open.lock().get(digest).is_some_and(|layer| layer.strong_count() > 0)
     }
+}
+
+/// Opens a layer, and notes that it is open.
+fn opened(open: &mut OpenLayers, opening: Opening) -> Result<Arc<Layer>, OpenLayerError> {
+    let layer = Arc::new(opening.open()?);
+    open.retain(|_, layer| layer.strong_count() > 0);
+    open.insert(*layer.digest(), Arc::downgrade(&layer));
+    Ok(layer)
 }
 
 fn make_folder(path: &Path) -> io::Result<()> {

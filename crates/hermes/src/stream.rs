@@ -10,11 +10,11 @@ use anyhow::{Context, Result, bail};
 use artifacts::{ImageLayer, IndexOrigin, IndexStore, Origin, StoreIndexError, StoredIndex};
 use bytes::Bytes;
 use futures_util::{StreamExt as _, TryStreamExt as _};
-use index::{BuildError, BuildOptions, LayerIndex, LayerIndexer};
+use index::{BuildError, LayerIndex, LayerIndexer};
 use oci::LayerCompression;
 use tokio::sync::Semaphore;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use ztoc::{IndexError, SpanOptions};
+use ztoc::{IndexError, IndexerOptions, SpanOptions};
 
 use crate::failure::{Exit, Failure};
 
@@ -157,27 +157,17 @@ fn parts(size: u64) -> impl Iterator<Item = Range<u64>> {
 
 /// How a layer is indexed: for this machine with short spans, so that a read waits for few bytes, and
 /// from the same pass as SOCI has it, for everybody.
-pub(crate) fn build_options(layer: &ImageLayer, soci: SpanOptions) -> BuildOptions {
+pub(crate) fn build_options(layer: &ImageLayer, soci: SpanOptions) -> IndexerOptions {
     // A window of 32 KiB is in memory for each span until the index is written.
     let short = (layer.size / MOST_SHORT_SPANS).clamp(SHORT_SPAN, SHORT_SPAN * 4);
     let SpanOptions { span_size, sparse_windows } = soci;
     // A small layer is done before a thread is there.
     let digests_aside = layer.size > SHORT_SPAN;
+    let options = IndexerOptions { digests_aside, ..IndexerOptions::default() };
     if layer.compression != LayerCompression::Gzip || span_size <= short {
-        return BuildOptions {
-            span_size,
-            sparse_windows,
-            digests_aside,
-            ..BuildOptions::default()
-        };
+        return IndexerOptions { span_size, sparse_windows, ..options };
     }
-    BuildOptions {
-        span_size: short,
-        sparse_windows: true,
-        also: Some(soci),
-        digests_aside,
-        ..BuildOptions::default()
-    }
+    IndexerOptions { span_size: short, sparse_windows: true, also: Some(soci), ..options }
 }
 
 /// Stores what a pass over `layer` found, under the layer's digest.
@@ -240,7 +230,7 @@ fn unreadable(layer: &ImageLayer, err: BuildError) -> anyhow::Error {
 pub(crate) async fn index_layer(
     origin: &Origin,
     layer: &ImageLayer,
-    options: BuildOptions,
+    options: IndexerOptions,
     mut sink: impl FnMut(&[u8]) -> Result<()> + Send + 'static,
     progress: &(dyn Fn(u64) + Sync),
 ) -> Result<LayerIndex> {

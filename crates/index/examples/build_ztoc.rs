@@ -6,15 +6,16 @@ use std::fs::{self, File};
 use std::io::{BufReader, Write as _};
 
 use anyhow::{Context as _, bail};
-use index::{BuildOptions, build_layer};
+use index::build_layer;
 use oci::{Digest, LayerCompression};
+use ztoc::IndexerOptions;
 
 fn main() -> anyhow::Result<()> {
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [layer, output, rest @ ..] = args.as_slice() else {
         bail!("usage: build_ztoc LAYER OUTPUT [SPAN_SIZE [sparse]]");
     };
-    let mut options = BuildOptions::default();
+    let mut options = IndexerOptions::default();
     if let Some(span_size) = rest.first() {
         options.span_size = span_size.parse().context("reading SPAN_SIZE")?;
     }

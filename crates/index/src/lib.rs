@@ -9,57 +9,10 @@ mod zstd;
 use std::io::{self, Read};
 
 use oci::{Digest, LayerCompression};
-use ztoc::{
-    BuiltIndex, Compression, IndexError, Indexer, IndexerOptions, Limits, SpanOptions, TocEntry,
-    Ztoc,
-};
+use ztoc::{BuiltIndex, Compression, IndexError, Indexer, IndexerOptions, TocEntry, Ztoc};
 
 use crate::zstd::ZstdIndexer;
 pub use crate::zstd::{ZstdDecoder, ZstdError};
-
-/// How to index.
-#[derive(Debug, Clone)]
-pub struct BuildOptions {
-    /// After how many bytes of the tar, at least, a new span begins; not 0 for a plain layer. Those of a
-    /// streamed layer are of at most [`STREAMED_SPAN`] bytes.
-    pub span_size: u64,
-    /// What the zTOC names as its builder.
-    pub build_tool: String,
-    /// See [`IndexerOptions::sparse_windows`].
-    pub sparse_windows: bool,
-    /// See [`IndexerOptions::also`].
-    pub also: Option<SpanOptions>,
-    /// See [`IndexerOptions::digests_aside`].
-    pub digests_aside: bool,
-    /// The most bytes that a layer may have once uncompressed.
-    pub max_uncompressed: u64,
-    /// What else is refused.
-    pub limits: Limits,
-}
-
-impl Default for BuildOptions {
-    /// As AWS's tool.
-    fn default() -> Self {
-        let IndexerOptions {
-            span_size,
-            build_tool,
-            sparse_windows,
-            also,
-            digests_aside,
-            limits,
-            compression: _,
-        } = IndexerOptions::default();
-        Self {
-            span_size,
-            build_tool,
-            sparse_windows,
-            also,
-            digests_aside,
-            max_uncompressed: limits.uncompressed,
-            limits,
-        }
-    }
-}
 
 /// What one pass over a layer found.
 #[derive(Debug, Clone)]
@@ -108,7 +61,7 @@ pub enum BuildError {
 pub fn build_layer(
     mut reader: impl Read,
     compression: LayerCompression,
-    options: BuildOptions,
+    options: IndexerOptions,
     sink: &mut dyn FnMut(&[u8]),
 ) -> Result<LayerIndex, BuildError> {
     let mut indexer = LayerIndexer::new(compression, options)?;
@@ -135,37 +88,20 @@ enum Kind {
 }
 
 impl LayerIndexer {
-    /// Starts with no bytes.
+    /// Starts with no bytes. `compression` counts, not that of the options; spans of a streamed layer are of
+    /// at most [`STREAMED_SPAN`] bytes.
     ///
     /// # Errors
     /// [`BuildError::Index`] if the options cannot be used, and without memory.
-    pub fn new(compression: LayerCompression, options: BuildOptions) -> Result<Self, BuildError> {
-        let BuildOptions {
-            span_size,
-            build_tool,
-            sparse_windows,
-            also,
-            digests_aside,
-            max_uncompressed,
-            mut limits,
-        } = options;
-        limits.uncompressed = limits.uncompressed.min(max_uncompressed);
-        let of = |compression| IndexerOptions {
-            compression,
-            span_size,
-            build_tool,
-            sparse_windows,
-            also,
-            digests_aside,
-            limits,
+    pub fn new(compression: LayerCompression, options: IndexerOptions) -> Result<Self, BuildError> {
+        let with_spans = |compression| {
+            let indexer = Indexer::new(IndexerOptions { compression, ..options.clone() })?;
+            Ok(Kind::Spans(Box::new(indexer)))
         };
-        let with_spans = |options| Ok(Kind::Spans(Box::new(Indexer::new(options)?)));
         let kind = match compression {
-            LayerCompression::Gzip => with_spans(of(Compression::Gzip)),
-            LayerCompression::None => with_spans(of(Compression::Uncompressed)),
-            LayerCompression::Zstd => {
-                Ok(Kind::Zstd(Box::new(ZstdIndexer::new(of(Compression::Uncompressed))?)))
-            }
+            LayerCompression::Gzip => with_spans(Compression::Gzip),
+            LayerCompression::None => with_spans(Compression::Uncompressed),
+            LayerCompression::Zstd => Ok(Kind::Zstd(Box::new(ZstdIndexer::new(options)?))),
         };
         kind.map(Self)
     }

@@ -2,6 +2,8 @@
 
 use std::io::Write as _;
 
+use ztoc::Limits;
+
 use super::*;
 
 fn tar() -> Vec<u8> {
@@ -33,7 +35,7 @@ fn skippable(bytes: &[u8]) -> Vec<u8> {
 fn push_all(
     layer: &[u8],
     compression: LayerCompression,
-    options: BuildOptions,
+    options: IndexerOptions,
     piece: usize,
 ) -> Result<(LayerIndex, Vec<u8>), BuildError> {
     let mut out = Vec::new();
@@ -49,7 +51,7 @@ fn check(layer: &[u8], compression: LayerCompression) {
     let tar = tar();
     let mut out = Vec::new();
     let sink = &mut |bytes: &[u8]| out.extend_from_slice(bytes);
-    let index = build_layer(layer, compression, BuildOptions::default(), sink).unwrap();
+    let index = build_layer(layer, compression, IndexerOptions::default(), sink).unwrap();
     assert!(out == tar, "the sink got another tar");
     assert_eq!(index.diff_id, Digest::of(&tar));
     assert_eq!(index.layer_digest, Digest::of(layer));
@@ -59,7 +61,7 @@ fn check(layer: &[u8], compression: LayerCompression) {
     assert_eq!(index.ztoc.toc[19].offset, 19 * 20_992 + 512);
     assert_eq!(index.is_streamed, compression == LayerCompression::Zstd);
     for piece in [1, 1000] {
-        let (cut, out) = push_all(layer, compression, BuildOptions::default(), piece).unwrap();
+        let (cut, out) = push_all(layer, compression, IndexerOptions::default(), piece).unwrap();
         assert!(out == tar && cut.diff_id == index.diff_id);
         assert_eq!(cut.ztoc, index.ztoc);
         assert!(cut.ztoc_bytes == index.ztoc_bytes);
@@ -92,7 +94,7 @@ fn zstd_of_many_frames() {
 fn the_spans_of_a_streamed_layer_are_short_and_have_digests_of_the_tar() {
     let tar = tar();
     for (asked, expected) in [(100_000, 100_000), (4 << 20, STREAMED_SPAN)] {
-        let options = BuildOptions { span_size: asked, ..BuildOptions::default() };
+        let options = IndexerOptions { span_size: asked, ..IndexerOptions::default() };
         let (index, _) = push_all(&frame(&tar), LayerCompression::Zstd, options, 1000).unwrap();
         let spans = index.ztoc.spans;
         assert_eq!(spans.span_size(), expected);
@@ -109,7 +111,7 @@ fn the_spans_of_a_streamed_layer_are_short_and_have_digests_of_the_tar() {
 fn damaged_layers_are_refused() {
     let layer = frame(&tar());
     let error = |layer: &[u8], compression| {
-        push_all(layer, compression, BuildOptions::default(), 100).map(|_index| ()).unwrap_err()
+        push_all(layer, compression, IndexerOptions::default(), 100).map(|_index| ()).unwrap_err()
     };
     let zstd = |layer: &[u8]| {
         let error = error(layer, LayerCompression::Zstd);
@@ -136,7 +138,8 @@ fn bombs_are_refused_before_they_are_delivered() {
         (frame(&tar), LayerCompression::Zstd),
         (tar.clone(), LayerCompression::None),
     ] {
-        let options = BuildOptions { max_uncompressed: 100_000, ..BuildOptions::default() };
+        let limits = Limits { uncompressed: 100_000, ..Limits::default() };
+        let options = IndexerOptions { limits, ..IndexerOptions::default() };
         let mut delivered = 0;
         let sink = &mut |bytes: &[u8]| delivered += bytes.len();
         let error = build_layer(layer.as_slice(), compression, options, sink).unwrap_err();
@@ -153,7 +156,7 @@ fn windows_beyond_the_bound_are_refused() {
     encoder.write_all(&tar()).unwrap();
     let layer = encoder.finish().unwrap();
     let error =
-        push_all(&layer, LayerCompression::Zstd, BuildOptions::default(), 1000).unwrap_err();
+        push_all(&layer, LayerCompression::Zstd, IndexerOptions::default(), 1000).unwrap_err();
     assert!(matches!(error, BuildError::Zstd { .. }), "{error:?}");
 }
 
@@ -165,7 +168,7 @@ fn a_reader_that_fails_is_told_from_a_bad_layer() {
             Err(io::ErrorKind::ConnectionReset.into())
         }
     }
-    let options = BuildOptions::default();
+    let options = IndexerOptions::default();
     let error = build_layer(Failing, LayerCompression::Gzip, options, &mut |_| {}).unwrap_err();
     assert!(matches!(error, BuildError::Read(_)), "{error:?}");
 }

@@ -107,7 +107,7 @@ impl ZstdIndexer {
     pub(crate) fn new(options: IndexerOptions) -> Result<Self, BuildError> {
         let span_size = options.span_size.min(STREAMED_SPAN);
         let compression = Compression::Uncompressed;
-        let layer = if options.digests_aside { WholeHasher::aside() } else { WholeHasher::here() };
+        let layer = options.whole_hasher();
         Ok(Self {
             decoder: ZstdDecoder::new()?,
             layer,

@@ -36,6 +36,14 @@ pub struct IndexerOptions {
     pub limits: Limits,
 }
 
+impl IndexerOptions {
+    /// Begins a digest of a whole layer, on the thread that these options say.
+    #[must_use]
+    pub fn whole_hasher(&self) -> WholeHasher {
+        if self.digests_aside { WholeHasher::aside() } else { WholeHasher::here() }
+    }
+}
+
 /// How a layer is cut into spans.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SpanOptions {
@@ -183,16 +191,11 @@ impl Indexer {
     /// # Errors
     /// [`IndexError::NoSpanSize`], and [`IndexError::Inflate`] without memory.
     pub fn new(options: IndexerOptions) -> Result<Self, IndexError> {
+        let is_gzip = options.compression == Compression::Gzip;
+        let (layer, diff_id) = (options.whole_hasher(), is_gzip.then(|| options.whole_hasher()));
         let IndexerOptions {
-            compression,
-            span_size,
-            build_tool,
-            sparse_windows,
-            also,
-            digests_aside,
-            limits,
+            compression, span_size, build_tool, sparse_windows, also, limits, ..
         } = options;
-        let digest = if digests_aside { WholeHasher::aside } else { WholeHasher::here };
         let spans = match compression {
             Compression::Gzip => {
                 let spans = SpanOptions { span_size, sparse_windows };
@@ -207,10 +210,10 @@ impl Indexer {
             build_tool,
             limits,
             spans,
-            layer: digest(),
+            layer,
             layer_size: 0,
             output: Output {
-                diff_id: (compression == Compression::Gzip).then(digest),
+                diff_id,
                 tar: TarScanner::new(limits),
                 total: 0,
                 limit: limits.uncompressed,

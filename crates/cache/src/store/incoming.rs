@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use oci::Digest;
 
-use super::{INCOMING, OpenLayerError, Store};
+use super::{INCOMING, OpenLayerError, Store, opened};
 use crate::disk::{self, Name};
 use crate::layer::{Layer, LayerShape, Opening, Shared, WriteError, crc_of_range};
 use crate::map::{Map, Origin, Record, is_shape};
@@ -110,8 +110,7 @@ impl Store {
             proven: Some(received),
             shared: Arc::clone(&self.shared),
         };
-        let kept = Arc::new(opening.open().map_err(KeepError::Open)?);
-        open.insert(layer, Arc::downgrade(&kept));
+        let kept = opened(&mut open, opening).map_err(KeepError::Open)?;
         drop(open);
         before.map_or(Ok(()), fs::remove_dir_all)?;
         Ok(kept)

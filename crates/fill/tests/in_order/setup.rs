@@ -16,13 +16,14 @@ use fill::{
 };
 use futures_util::future::BoxFuture;
 use futures_util::stream;
-use index::{BuildOptions, LayerIndex, build_layer};
+use index::{LayerIndex, build_layer};
 use oci::{Digest, LayerCompression};
 use registry::{BlobStream, Client, ClientOptions, FetchError, Repository};
 use tempfile::TempDir;
 use testkit::image::{Compression, Content, LayerBuilder, Texture, compress};
 use testkit::registry::{Options, Registry};
 use tokio::runtime::Runtime;
+use ztoc::IndexerOptions;
 
 /// A layer as it lies in the registry, and where its bytes are to go.
 pub(crate) struct Setup {
@@ -64,7 +65,7 @@ impl Setup {
     pub(crate) fn of(tar: Vec<u8>, packed: impl FnOnce(&[u8]) -> Vec<u8>) -> Self {
         let right = compress(&tar, Compression::Zstd { level: 1 });
         let zstd = LayerCompression::Zstd;
-        let index = build_layer(right.as_slice(), zstd, BuildOptions::default(), &mut |_| {});
+        let index = build_layer(right.as_slice(), zstd, IndexerOptions::default(), &mut |_| {});
         let registry = Registry::start(Options::default()).unwrap();
         let packed = packed(&tar);
         Self {

@@ -9,12 +9,12 @@ use anyhow::{Context, Result};
 use artifacts::{ImageLayer, IndexStore, Origin};
 use cache::KeepError;
 use futures_util::{StreamExt, TryStreamExt};
-use index::{BuildOptions, LayerIndex};
+use index::LayerIndex;
 use oci::Digest;
 use opentelemetry::KeyValue;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use ztoc::SpanOptions;
+use ztoc::{IndexerOptions, SpanOptions};
 
 use super::images::shape_of;
 use super::traces::number;
@@ -100,7 +100,7 @@ impl Daemon {
         let write = move |bytes: &[u8]| Ok(file.lock().append(bytes)?);
         // The index is for this machine.
         let options = stream::build_options(layer, SpanOptions::default());
-        let options = BuildOptions { also: None, ..options };
+        let options = IndexerOptions { also: None, ..options };
         let built = stream::index_layer(origin, layer, options, write, count).await?;
         let (store, indexes, layer) =
             (Arc::clone(&self.store), self.indexes.clone(), layer.clone());

@@ -83,7 +83,7 @@ pub(super) fn unique_layers(image: &Image) -> Vec<&ImageLayer> {
 async fn build_layer(
     origin: &Origin,
     layer: &ImageLayer,
-    options: index::BuildOptions,
+    options: ztoc::IndexerOptions,
     indexes: &IndexStore,
     count: &(dyn Fn(u64) + Sync),
 ) -> Result<LayerReport> {

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
 use artifacts::{Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes};
-use index::BuildOptions;
 use parking_lot::Mutex;
 use tree::{FileData, ResolveError};
+use ztoc::IndexerOptions;
 use ztoc::SpanOptions;
 
 use super::span_bytes::{FileWriter, from_spans};
@@ -113,7 +113,7 @@ async fn from_beginning(
         at += bytes.len() as u64;
         Ok(())
     };
-    index_layer(origin, layer, BuildOptions::default(), sink, &|_| {}).await?;
+    index_layer(origin, layer, IndexerOptions::default(), sink, &|_| {}).await?;
     Ok(file.lock().finish()?)
 }
 

@@ -6,9 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use anyhow::Result;
 use artifacts::{ImageLayer, IndexStore, Origin, StoredIndex, find_indexes};
 use futures_util::{StreamExt, TryStreamExt, stream};
-use index::BuildOptions;
 use oci::Digest;
 use serde::Serialize;
+use ztoc::IndexerOptions;
 use ztoc::{ReadTocError, SpanId, TocEntry, Ztoc};
 
 use super::build::unique_layers;
@@ -74,7 +74,7 @@ async fn verify_layer(
     count: &(dyn Fn(u64) + Sync),
 ) -> Result<LayerReport> {
     let stored = store.load(&layer.digest)?;
-    let mut options = BuildOptions::default();
+    let mut options = IndexerOptions::default();
     if let Some(stored) = &stored {
         options.span_size = stored.ztoc.spans.span_size();
         options.build_tool.clone_from(&stored.ztoc.build_tool);
@@ -107,7 +107,7 @@ async fn verify_layer(
     if report.differences.is_empty() && !others.is_empty() {
         // Windows may have been reduced to what is referred to; whether rightly, only another pass
         // that reduces them tells.
-        let sparse = BuildOptions { sparse_windows: true, ..options };
+        let sparse = IndexerOptions { sparse_windows: true, ..options };
         let sparse = index_layer(origin, layer, sparse, |_| Ok(()), &|_| {}).await?;
         let reduced = other_windows(&stored, &own, &sparse.ztoc, &sparse.ztoc_bytes);
         let wrong = others.iter().find(|span| reduced.contains(span));
