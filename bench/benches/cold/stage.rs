@@ -15,8 +15,11 @@ const OVERLAY: &str = "mkdir -p /srv/upper /srv/work
 mount -t overlay overlay -o lowerdir=/bench/registry,upperdir=/srv/upper,workdir=/srv/work \
   /var/lib/docker-registry";
 
-/// Reads what an image is made of, as a registry would have it in memory.
+/// Reads what an image is made of, and asks for it once, as a registry in use would have all of it in memory,
+/// and its own programs.
 const READ_BLOBS: &str = r#"
+curl --silent --show-error --fail --output /dev/null --user "$2" \
+  --header "Accept: application/vnd.oci.image.manifest.v1+json" "https://$3/v2/$1/manifests/1"
 cd /var/lib/docker-registry/docker/registry/v2
 for link in repositories/"$1"/_layers/sha256/* repositories/"$1"/_manifests/revisions/sha256/*; do
   digest=${link##*/}
@@ -86,7 +89,9 @@ impl Stage {
         rustix::fs::sync();
         std::fs::write("/proc/sys/vm/drop_caches", "3").context("dropping the page cache")?;
         let repository = format!("{}/{}", system.repositories(), image.name());
-        self.far.run("bash", &["-euc", READ_BLOBS, "read", &repository]).map(drop)
+        let (user, host) = (self.registry.user(), &self.registry.host);
+        let read = ["-euc", READ_BLOBS, "read", &repository, &user, host];
+        self.far.run("bash", &read).map(drop)
     }
 }
 
