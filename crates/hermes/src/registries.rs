@@ -55,3 +55,17 @@ pub(crate) fn get_ready() -> std::io::Result<()> {
 fn home() -> Option<PathBuf> {
     std::env::home_dir()
 }
+
+#[cfg(test)]
+mod tests {
+    use rustls::NamedGroup;
+
+    #[test]
+    fn keys_that_withstand_a_quantum_computer_and_others_are_offered_at_once() {
+        let provider = rustls::crypto::aws_lc_rs::default_provider();
+        let first = provider.kx_groups.first().unwrap().start().unwrap();
+        assert_eq!(first.group(), NamedGroup::X25519MLKEM768);
+        let (component, _) = first.hybrid_component().unwrap();
+        assert_eq!(component, NamedGroup::X25519);
+    }
+}
