@@ -99,20 +99,27 @@ impl Repository {
             match self.blob_in_parts(digest, parts).await {
                 Ok(bytes) if Digest::of(&bytes) == *digest => return Ok(bytes),
                 Ok(_) => tracing::debug!(%digest, "the parts of a blob are not right"),
-                Err(error) => tracing::debug!(%digest, %error, "a blob did not come in parts"),
+                Err(Some(error)) => {
+                    tracing::debug!(%digest, %error, "a blob did not come in parts");
+                }
+                Err(None) => {}
             }
         }
         self.blob(digest, size).await
     }
 
-    /// The bytes of all parts, which nobody has checked.
+    /// The bytes of all parts, which nobody has checked. No error is given where the server turns out to
+    /// ignore ranges: each part would be a download of all that precedes it.
     async fn blob_in_parts(
         &self,
         digest: &Digest,
         parts: Vec<Range<u64>>,
-    ) -> Result<Bytes, FetchError> {
+    ) -> Result<Bytes, Option<FetchError>> {
         let fetch = |part: Range<u64>| async move {
             let mut stream = self.blob_stream(digest, part).await?;
+            if !self.supports_ranges() {
+                return Err(None);
+            }
             let mut pieces = Vec::new();
             while let Some(piece) = stream.next().await? {
                 pieces.push(piece);
@@ -243,10 +250,14 @@ impl Repository {
     }
 }
 
-/// How a blob of `size` bytes is divided among connections. A long one is not: its connection has the time
-/// to gain speed, and a server that ignores ranges would send all of it for each.
+/// How a blob of `size` bytes is divided among connections. A very long one is not: its connection has the
+/// time to gain speed, and while parts are put together they are in memory twice.
 fn parts_of(size: u64) -> Vec<Range<u64>> {
-    let count = if size > LONGEST_IN_PARTS { 1 } else { size.div_ceil(PART).clamp(1, MOST_PARTS) };
+    let count = match size {
+        size if size > LONGEST_IN_PARTS => 1,
+        size if size > LONG => PARTS_OF_A_LONG_ONE,
+        size => size.div_ceil(PART).clamp(1, MOST_PARTS),
+    };
     let length = size.div_ceil(count);
     (0..count).map(|part| part * length..((part + 1) * length).min(size)).collect()
 }
@@ -371,7 +382,10 @@ pub(crate) const DOCKER_CONTENT_DIGEST: HeaderName =
 /// What a fresh connection carries in two round trips, in bytes.
 const PART: u64 = 40 << 10;
 const MOST_PARTS: u64 = 4;
-const LONGEST_IN_PARTS: u64 = 8 << 20;
+/// One that is longer than this, in bytes, is worth more requests.
+const LONG: u64 = 8 << 20;
+const PARTS_OF_A_LONG_ONE: u64 = 8;
+const LONGEST_IN_PARTS: u64 = 256 << 20;
 
 /// What distribution's own limit grants, doubled.
 pub(crate) const MAX_MANIFEST: u64 = 8 << 20;
@@ -408,7 +422,9 @@ mod tests {
         check(40_960, &[40_960]);
         check(40_961, &[20_481, 40_961]);
         check(1_000_001, &[250_001, 500_002, 750_003, 1_000_001]);
-        check(100 << 20, &[100 << 20]);
+        check(8 << 20, &[2 << 20, 4 << 20, 6 << 20, 8 << 20]);
+        check(80 << 20, &[10, 20, 30, 40, 50, 60, 70, 80].map(|end| end << 20));
+        check((256 << 20) + 1, &[(256 << 20) + 1]);
     }
 
     #[test]

@@ -81,6 +81,20 @@ async fn a_blob_comes_in_parts_which_are_checked_together() {
 }
 
 #[tokio::test]
+async fn a_blob_is_not_sent_once_for_each_part_by_a_server_that_ignores_ranges() {
+    let registry = start();
+    let content = content(32 << 20);
+    let blob = registry.put_blob(content.clone());
+    registry.faults().ignore_ranges(true);
+    let repository = repository(&registry);
+    let bytes = repository.sized_blob(&blob, content.len() as u64).await.unwrap();
+    assert!(bytes == content);
+    // What was on its way when the answers' heads had come, for eight parts, and all of it once.
+    let sent = registry.bytes_sent();
+    assert!(sent < 3 * content.len() as u64, "{sent}");
+}
+
+#[tokio::test]
 async fn only_the_range_is_sent() {
     let registry = start();
     let blob = registry.put_blob(content(LEN));
