@@ -112,13 +112,16 @@ impl Pace {
     /// `limits` for a link of this rate.
     pub(crate) fn limits(&self, limits: plan::Limits) -> plan::Limits {
         let idle_bytes = self.carries(self.trip() + IDLE).clamp(512 << 10, limits.idle_bytes);
+        let speculative_bytes = self.carries(self.trip() + WAITING);
+        let speculative_bytes =
+            speculative_bytes.clamp(256 << 10, limits.speculative_bytes.max(256 << 10));
+        let read_ahead_bytes = speculative_bytes / READ_AHEAD_REQUESTS;
         plan::Limits {
             idle_bytes,
             completion_bytes: self.completion.min(idle_bytes),
+            read_ahead_bytes: read_ahead_bytes.clamp(256 << 10, limits.read_ahead_bytes),
             background_bytes: (idle_bytes / REQUESTS).clamp(512 << 10, limits.background_bytes),
-            speculative_bytes: self
-                .carries(self.trip() + WAITING)
-                .clamp(256 << 10, limits.speculative_bytes.max(256 << 10)),
+            speculative_bytes,
             ..limits
         }
     }
@@ -133,6 +136,10 @@ const SAMPLE: Duration = Duration::from_millis(50);
 /// What nobody waits for is asked for in so many requests at a time: each costs a registry some
 /// milliseconds of a processor, whatever its length.
 const REQUESTS: u64 = 3;
+
+/// What will be needed soon is asked for in so many at a time, while a reader waits: that is what counts at a
+/// start, when each connection has yet to gain speed.
+const READ_AHEAD_REQUESTS: u64 = 8;
 
 /// What completion begins with, in compressed bytes.
 const FIRST_COMPLETION: u64 = 1 << 20;

@@ -53,7 +53,10 @@ pub struct Limits {
     pub background_connections: u32,
     /// The longest request that a reader waits for, in compressed bytes.
     pub demand_bytes: u64,
-    /// The longest other request, in compressed bytes.
+    /// The longest request for [`Class::Prefetch`] and [`Class::ReadAhead`], in compressed bytes. A fresh
+    /// connection carries little in its first round trips: what a program needs soon comes over many.
+    pub read_ahead_bytes: u64,
+    /// The longest request for [`Class::Background`], in compressed bytes.
     pub background_bytes: u64,
     /// While no reader waits: so many compressed bytes may be in flight. A reader who comes then has
     /// to wait for what is on the link already.
@@ -72,7 +75,7 @@ pub struct Limits {
 
 impl Default for Limits {
     /// 16 connections of which 4 are kept for demand and 8 are for background work at most;
-    /// requests of 4 MiB and 8 MiB, 32 MiB of them while nobody waits, all for completion if need be;
+    /// requests of 4 MiB, 1 MiB and 8 MiB, 32 MiB of them while nobody waits, all for completion if need be;
     /// gaps of 256 KiB; half of the bytes for speculation, but 8 MiB in any case.
     fn default() -> Self {
         Self {
@@ -80,6 +83,7 @@ impl Default for Limits {
             demand_connections: 4,
             background_connections: 8,
             demand_bytes: 4 << 20,
+            read_ahead_bytes: 1 << 20,
             background_bytes: 8 << 20,
             idle_bytes: 32 << 20,
             completion_bytes: 32 << 20,
@@ -260,18 +264,19 @@ impl Queue {
         if !has_connection(class, now, limits) {
             return None;
         }
-        let max_bytes = match class {
-            Class::Demand => limits.demand_bytes,
-            Class::Prefetch | Class::ReadAhead => speculative_room(now, limits),
-            Class::Background => completion_room(now, limits)?,
+        let (room, longest) = match class {
+            Class::Demand => (u64::MAX, limits.demand_bytes),
+            Class::Prefetch | Class::ReadAhead => {
+                (speculative_room(now, limits), limits.read_ahead_bytes)
+            }
+            Class::Background => (completion_room(now, limits)?, limits.background_bytes),
         };
         let layer = self.layers.get_mut(&id)?;
-        let fetch = layer.assemble(seed, class, max_bytes, limits.max_gap);
+        let fetch = layer.assemble(seed, class, room.min(longest), limits.max_gap);
         // One span may be longer than a request, but not than what is left for speculation. Whatever its
         // length, one is always under way while nobody waits.
         let is_idle = now.demand_bytes == 0 && now.speculative_bytes == 0;
-        let is_cut = class != Class::Demand && max_bytes < limits.background_bytes;
-        if is_cut && max_bytes < fetch.byte_len() && !is_idle {
+        if room < fetch.byte_len().min(limits.background_bytes) && !is_idle {
             return None;
         }
         for span in fetch.spans.clone() {
@@ -404,12 +409,11 @@ fn completion_room(now: &InFlight, limits: &Limits) -> Option<u64> {
 
 /// How long the next request may be for which nobody waits.
 fn speculative_room(now: &InFlight, limits: &Limits) -> u64 {
-    let room = match (now.demand_bytes, now.speculative_bytes) {
+    match (now.demand_bytes, now.speculative_bytes) {
         (0, 0) => u64::MAX,
         (0, under_way) => limits.idle_bytes.saturating_sub(under_way),
         _ => speculative_share(now, limits),
-    };
-    room.min(limits.background_bytes)
+    }
 }
 
 /// How many more bytes that nobody waits for may be in flight while a reader waits.

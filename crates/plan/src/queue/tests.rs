@@ -12,6 +12,7 @@ const LIMITS: Limits = Limits {
     demand_connections: 1,
     background_connections: 2,
     demand_bytes: 300,
+    read_ahead_bytes: 500,
     background_bytes: 500,
     idle_bytes: u64::MAX,
     completion_bytes: u64::MAX,
@@ -268,6 +269,22 @@ fn speculation_is_cut_to_its_share_and_has_a_floor() {
     assert_eq!(next(floor, reader), Some(0..4));
     assert_eq!(next(floor, InFlight { speculative_bytes: 250, ..reader }), Some(0..1));
     assert_eq!(next(floor, InFlight { speculative_bytes: 350, ..reader }), None);
+}
+
+#[test]
+fn what_is_needed_soon_comes_over_many_connections() {
+    let all: Vec<_> = (0..10).map(|span| (0, span, Prefetch)).collect();
+    let limits = Limits { read_ahead_bytes: 200, ..LIMITS };
+    let jobs: Vec<_> = drain(&mut queue(&all), &limits).into_iter().map(|job| job.1).collect();
+    assert_eq!(jobs, [0..2, 2..4, 4..6, 6..8, 8..10]);
+    // One span is not cut, whatever its length, but it has to fit into what is left.
+    let limits = Limits { read_ahead_bytes: 10, ..LIMITS };
+    let next = |demand_bytes| {
+        let reader = InFlight { demand_bytes, ..IDLE };
+        queue(&all).next(&reader, &limits).map(|job| job.spans)
+    };
+    assert_eq!(next(100), Some(0..1));
+    assert_eq!(next(99), None);
 }
 
 #[test]
