@@ -83,6 +83,16 @@ impl StoredIndex {
         entries.iter().map(TocEntry::memory_bytes).sum()
     }
 
+    /// The same index, for another to keep.
+    ///
+    /// # Errors
+    /// When the process has too many files open.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        let Self { ref ztoc, ref file, digest, origin, streamed, ref toc } = *self;
+        let (ztoc, file, toc) = (ztoc.clone(), file.try_clone()?, Arc::clone(toc));
+        Ok(Self { ztoc, file, digest, origin, streamed, toc })
+    }
+
     fn new(mut ztoc: Ztoc, file: File, note: &Note) -> Self {
         let toc = Toc::from(std::mem::take(&mut ztoc.toc));
         Self::with_toc(ztoc, file, note, toc)

@@ -1,6 +1,6 @@
 //! The index of an image: looked for here, then where the image lies.
 
-use std::io::{self, Read};
+use std::io;
 use std::ops::Range;
 
 use bytes::Bytes;
@@ -42,6 +42,11 @@ pub enum IndexOutcome {
     Failed(OriginError),
 }
 
+/// Is told of the index of a layer as soon as it is there, while those of other layers may still be on their
+/// way: the layer's place, its index, and what a remote index says of the start of the image's own command,
+/// as ranges of the layer's tar in bytes, which nobody has checked.
+pub type IndexCame<'a> = &'a (dyn Fn(usize, &StoredIndex, &[Range<u64>]) + Sync);
+
 impl FoundIndexes {
     const fn without_start(
         layers: Vec<Option<StoredIndex>>,
@@ -53,7 +58,8 @@ impl FoundIndexes {
 }
 
 /// Finds an index for each layer of the image with this manifest: in the store, then by the manifest's
-/// annotation, then among the referrers. What is found remotely is stored.
+/// annotation, then among the referrers. What is found remotely is stored. `came` is told of each layer's
+/// index unless all of them are in the store.
 ///
 /// An image without an index, or with one that cannot be had or used, is no error: the reason says
 /// what was met.
@@ -64,6 +70,7 @@ pub async fn find_indexes(
     origin: &Origin,
     (descriptor, manifest): (&Descriptor, &Manifest),
     store: &IndexStore,
+    came: IndexCame<'_>,
 ) -> Result<FoundIndexes, StoreIndexError> {
     let (found, room) = look_in_store(manifest, store)?;
     if found.layers.iter().all(Option::is_some) {
@@ -81,7 +88,12 @@ pub async fn find_indexes(
             return Ok(FoundIndexes::without_start(layers, reason, IndexOutcome::Failed(err)));
         }
     };
-    let reason = fetch_ztocs(origin, manifest, store, (&remote, room), &mut layers).await?;
+    for (place, (layer, index)) in manifest.layers.iter().zip(&layers).enumerate() {
+        let start = remote.start_in(&layer.digest);
+        index.iter().for_each(|index| came(place, index, start));
+    }
+    let fill = (&mut layers[..], came);
+    let reason = fetch_ztocs(origin, manifest, store, (&remote, room), fill).await?;
     let (start, outcome) = (remote.start(manifest), IndexOutcome::Remote);
     Ok(FoundIndexes { layers, reason, outcome, start })
 }
@@ -224,11 +236,15 @@ impl RemoteIndex {
         }
     }
 
+    /// What the start of the image's own command needs of a layer.
+    fn start_in(&self, layer: &Digest) -> &[Range<u64>] {
+        let Self::Hermes(index) = self else { return &[] };
+        index.entry(layer).map_or(&[], |entry| &entry.start)
+    }
+
     fn start(&self, manifest: &Manifest) -> Vec<(usize, Range<u64>)> {
-        let Self::Hermes(index) = self else { return Vec::new() };
         let of_layer = |(place, layer): (usize, &Descriptor)| {
-            let ranges = index.entry(&layer.digest).map(|entry| entry.start.as_slice());
-            ranges.unwrap_or_default().iter().map(move |range| (place, range.clone()))
+            self.start_in(&layer.digest).iter().map(move |range| (place, range.clone()))
         };
         manifest.layers.iter().enumerate().flat_map(of_layer).collect()
     }
@@ -251,7 +267,7 @@ async fn fetch_ztocs(
     manifest: &Manifest,
     store: &IndexStore,
     (index, mut room): (&RemoteIndex, Room),
-    layers: &mut [Option<StoredIndex>],
+    (layers, came): (&mut [Option<StoredIndex>], IndexCame<'_>),
 ) -> Result<String, StoreIndexError> {
     let mut wanted = Vec::new();
     let mut largest = 1;
@@ -280,6 +296,8 @@ async fn fetch_ztocs(
         match (answer, layers.get_mut(place)) {
             (Ok(stored), Some(slot)) => {
                 room.take(stored.toc_bytes())?;
+                let layer = manifest.layers.get(place);
+                came(place, &stored, layer.map_or(&[], |layer| index.start_in(&layer.digest)));
                 *slot = Some(stored);
             }
             (Err(ZtocError::Store(err @ StoreIndexError::Unusable { .. })), _) => {
@@ -353,10 +371,12 @@ fn keep_ztoc(
 /// A zstd frame of at most `most` bytes once decompressed; more is an error.
 fn decompress(frame: &[u8], most: u64) -> io::Result<Bytes> {
     let mut bytes = Vec::new();
-    zstd::Decoder::with_buffer(frame)?.take(most + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > most {
-        return Err(io::Error::other(format!("it decompresses to more than {most} bytes")));
-    }
+    // Memory is taken as it is written to, so a frame that claims much and has little takes little.
+    bytes.try_reserve_exact(usize::try_from(most).unwrap_or(usize::MAX))?;
+    let decompressed = zstd::bulk::Decompressor::new()?.decompress_to_buffer(frame, &mut bytes);
+    decompressed.map_err(|err| {
+        io::Error::other(format!("it does not decompress to {most} bytes or less: {err}"))
+    })?;
     Ok(bytes.into())
 }
 

@@ -33,7 +33,7 @@ use artifacts::{
 };
 use fill::{Durations, Engine, EngineOptions, Layer, LayerSpec, Order};
 use mounts::{Backend, FrontEnds, Holding, MountState, Record, layer_name};
-use oci::{Digest, Platform};
+use oci::{Digest, ImageConfig, Platform};
 use opentelemetry::KeyValue;
 use parking_lot::Mutex;
 use policy::{BackendChoice, Completion};
@@ -42,13 +42,14 @@ use tokio::sync::Notify;
 
 use self::credentials::NodeCredentials;
 use self::decisions::Decisions;
-use self::images::{ImageRecord, LoadedImage, shape_of};
+use self::images::{ImageRecord, LoadedImage, Start, shape_of};
 use self::receive::Receiving;
 use self::room::RoomState;
 use self::source::Blob;
 use self::traces::Traces;
 use crate::args::{DaemonTuning, Rule};
 use crate::at_once::at_once;
+use crate::failure::in_full;
 use crate::index_commands::tree_of;
 use crate::policies::Policies;
 use crate::program_files::{Asked, Command};
@@ -112,6 +113,36 @@ struct BeingMounted {
 struct Looked {
     image: Image,
     indexes: FoundIndexes,
+}
+
+/// How an image is wanted.
+#[derive(Debug, Clone, Copy)]
+struct Wanted<'a> {
+    access: &'a Access,
+    tuning: MountTuning,
+    /// What will be run; empty for the image's own.
+    command: &'a [String],
+}
+
+impl<'a> From<&'a MountRequest> for Wanted<'a> {
+    fn from(request: &'a MountRequest) -> Self {
+        Self { access: &request.access, tuning: request.tuning, command: &request.command }
+    }
+}
+
+impl Wanted<'_> {
+    /// What will be run of an image, and whether that is its own command.
+    fn runs(&self, config: &ImageConfig) -> (Command, bool) {
+        let own = Command::of(config);
+        let arguments = match self.command {
+            // Only what is read is to be fetched.
+            [] if self.tuning.completion == Completion::Never => Vec::new(),
+            [] => own.arguments.clone(),
+            command => command.to_vec(),
+        };
+        let is_own = arguments == own.arguments;
+        (Command { arguments, ..own }, is_own)
+    }
 }
 
 /// Where indexes are looked for.
@@ -233,7 +264,7 @@ impl Daemon {
                     tracing::info!(dir = %dir.display(), ?state, "mount taken over");
                 }
                 Err(err) => {
-                    let error = crate::failure::in_full(&err);
+                    let error = in_full(&err);
                     tracing::error!(id, dir = %dir.display(), error, "mount cannot be taken over; its readers wait");
                 }
             }
@@ -251,7 +282,7 @@ impl Daemon {
         let n_threads = std::thread::available_parallelism().map_or(1, NonZero::get);
         at_once(&manifests, n_threads, |manifest| {
             if let Err(err) = self.load(manifest, holding) {
-                tracing::debug!(%manifest, error = crate::failure::in_full(&err), "image not loaded");
+                tracing::debug!(%manifest, error = in_full(&err), "image not loaded");
             }
         });
     }
@@ -279,7 +310,7 @@ impl Daemon {
             let condemned =
                 condemned.and_then(|data| Ok(self.front_ends.condemn(digest, &data)?));
             if let Err(err) = condemned {
-                let error = crate::failure::in_full(&err);
+                let error = in_full(&err);
                 tracing::error!(layer = %digest, error, "layer of an abandoned mount cannot be closed off");
             }
             if layer.is_some()
@@ -398,12 +429,16 @@ impl Daemon {
             }
             mounted = self.try_mount(request, progress).await;
         }
-        mounted.map_err(|err| match is_no_room(&err) {
-            true => err.context(format!(
-                "the disk of {} is full, and nothing there can be given up; make room and mount again",
-                self.root.display()
-            )),
-            false => err,
+        mounted.map_err(|err| {
+            // Layers may have been begun.
+            self.reap();
+            match is_no_room(&err) {
+                true => err.context(format!(
+                    "the disk of {} is full, and nothing there can be given up; make room and mount again",
+                    self.root.display()
+                )),
+                false => err,
+            }
         })
     }
 
@@ -420,7 +455,7 @@ impl Daemon {
         let names::Resolved { found, warning } = self.resolve(&origin, &platform).await?;
         let resolved = begin.elapsed();
         let _kept = self.keep(&found);
-        let how = (&request.access, request.tuning);
+        let how = Wanted::from(request);
         let prepared = self.prepare(&origin, (found, &platform), how, None, progress);
         let loaded = Box::pin(prepared).await?;
         if request.tuning.completion == Completion::Now {
@@ -428,7 +463,7 @@ impl Daemon {
             loaded.is_completed.store(true, Ordering::Relaxed);
         }
         let prepared = begin.elapsed();
-        self.prefetch_program(&loaded, request.tuning, &request.command);
+        self.prefetch_program(&loaded, how);
         let (dir, backend) = (request.dir.clone(), request.backend);
         let to_mount = loaded.to_mount(&self.root);
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
@@ -457,24 +492,36 @@ impl Daemon {
         Box::pin(resolving).await
     }
 
-    /// What an image is, and what there is of its indexes.
+    /// What an image is, and what there is of its indexes. What its start needs of a layer is fetched from
+    /// the moment on at which that layer's index is there; whoever looks keeps the image, see
+    /// [`keep`](Self::keep).
     async fn look(
         &self,
         origin: &Origin,
-        found: &FoundManifest,
-        platform: &Platform,
+        (found, platform): (&FoundManifest, &Platform),
         scope: Scope,
+        how: Wanted<'_>,
     ) -> Result<Looked> {
+        let configured = OnceLock::new();
+        let start = Mutex::new(Start::default());
+        let came = |place: usize, index: &StoredIndex, ranges: &[Range<u64>]| {
+            // Without it nobody knows yet what a layer has to come to.
+            let Some(image) = configured.get() else { return };
+            self.begin((origin, image, how), (place, index), (ranges, &mut start.lock()));
+        };
         let indexes = async {
             match scope {
                 Scope::Everywhere => {
                     let manifest = (&found.descriptor, &found.manifest);
-                    find_indexes(origin, manifest, &self.indexes).await
+                    find_indexes(origin, manifest, &self.indexes, &came).await
                 }
                 Scope::Stored => stored_indexes(&found.manifest, &self.indexes),
             }
         };
-        let image = origin.configure(found.clone(), platform);
+        let image = async {
+            let image = origin.configure(found.clone(), platform).await?;
+            anyhow::Ok(configured.get_or_init(|| image).clone())
+        };
         let looking = self.traces.within("find-index", Vec::new, async {
             let (image, indexes) = tokio::join!(image, indexes);
             let looked = Looked { image: image?, indexes: indexes? };
@@ -484,13 +531,34 @@ impl Daemon {
         Box::pin(looking).await
     }
 
+    /// Starts to fetch what the start of an image needs of one of its layers, before the rest of it is known.
+    fn begin(
+        &self,
+        (origin, image, how): (&Origin, &Image, Wanted<'_>),
+        (place, index): (usize, &StoredIndex),
+        (ranges, start): (&[Range<u64>], &mut Start),
+    ) {
+        let Some(layer) = image.layers.get(place) else { return };
+        let is_fetched = !self.without.contains(&Rule::Program) && how.runs(&image.config).1;
+        if ranges.is_empty() || !is_fetched {
+            return;
+        }
+        let index = index.try_clone().map_err(anyhow::Error::from);
+        let deadline = how.tuning.deadline;
+        match index.and_then(|index| self.engine_layer(layer, index, (origin, deadline), None)) {
+            Ok(layer) => ranges.iter().for_each(|range| start.prefetch(&layer, range)),
+            // Whoever loads the image meets it again.
+            Err(err) => tracing::debug!(layer = %layer.digest, error = in_full(&err), "not begun"),
+        }
+    }
+
     /// Loads an image. Layers without an index are received first. `looked` is what a look at it has shown,
     /// if that was just done.
     async fn prepare(
         &self,
         origin: &Origin,
         (manifest, platform): (FoundManifest, &Platform),
-        how: (&Access, MountTuning),
+        how: Wanted<'_>,
         looked: Option<Looked>,
         progress: Progress<'_>,
     ) -> Result<Arc<LoadedImage>> {
@@ -502,7 +570,7 @@ impl Daemon {
         &self,
         origin: &Origin,
         (manifest, platform): (FoundManifest, &Platform),
-        (access, tuning): (&Access, MountTuning),
+        how: Wanted<'_>,
         mut looked: Option<Looked>,
         progress: Progress<'_>,
     ) -> Result<Arc<LoadedImage>> {
@@ -516,14 +584,14 @@ impl Daemon {
             }
             let Looked { image, indexes } = match looked.take() {
                 Some(looked) => looked,
-                None => self.look(origin, &manifest, platform, Scope::Everywhere).await?,
+                None => self.look(origin, (&manifest, platform), Scope::Everywhere, how).await?,
             };
             let reason = reason.get_or_insert(indexes.reason);
             let layers = image.layers.iter().zip(&indexes.layers);
             let without: Vec<&ImageLayer> =
                 layers.filter_map(|(layer, index)| index.is_none().then_some(layer)).collect();
             if without.is_empty() {
-                let record = ImageRecord::new(&image, access, tuning, reason);
+                let record = ImageRecord::new(&image, how.access, how.tuning, reason);
                 record.save(&self.root).context("writing down the image")?;
                 let start = indexes.start;
                 let indexes = indexes.layers.into_iter().flatten().collect();
@@ -548,12 +616,12 @@ impl Daemon {
     fn clear_abandoned_runs(&self) {
         let unmount = |dir: &Path| {
             if let Err(err) = self.umount(dir, true) {
-                let error = crate::failure::in_full(&err);
+                let error = in_full(&err);
                 tracing::warn!(dir = %dir.display(), error, "image of a killed run stays mounted");
             }
         };
         if let Err(err) = crate::run::clear_abandoned(&self.root, &unmount) {
-            let error = crate::failure::in_full(&err);
+            let error = in_full(&err);
             tracing::warn!(error, "folders of killed runs stay behind");
         }
     }
@@ -635,21 +703,15 @@ impl Daemon {
     }
 
     /// Starts to fetch what the program of an image that is about to be mounted needs first.
-    fn prefetch_program(&self, image: &Arc<LoadedImage>, tuning: MountTuning, command: &[String]) {
+    fn prefetch_program(&self, image: &Arc<LoadedImage>, how: Wanted<'_>) {
         if self.without.contains(&Rule::Program) {
             return;
         }
-        let own = Command::of(&image.record.config);
-        let arguments = match command {
-            // Only what is read is to be fetched.
-            [] if tuning.completion == Completion::Never => Vec::new(),
-            [] => own.arguments.clone(),
-            command => command.to_vec(),
-        };
-        if arguments == own.arguments {
+        let (command, is_own) = how.runs(&image.record.config);
+        if is_own {
             image.prefetch_start();
         }
-        let (command, image) = (Command { arguments, ..own }, Arc::clone(image));
+        let image = Arc::clone(image);
         // The index may not say all of it, or nothing.
         tokio::task::spawn_blocking(move || image.prefetch_files(&command));
     }

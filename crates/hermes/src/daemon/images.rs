@@ -124,12 +124,11 @@ impl LoadedImage {
 
     /// Starts to fetch what the index says of the start of the image's own command.
     pub(super) fn prefetch_start(&self) {
-        let mut left = MOST_START;
+        let mut start = Start::default();
         for (layer, range) in &self.start {
-            let Some(layer) = self.layers.get(*layer) else { continue };
-            let end = range.end.min(layer.bytes()).min(range.start.saturating_add(left));
-            left -= end.saturating_sub(range.start);
-            layer.prefetch(range.start..end);
+            if let Some(layer) = self.layers.get(*layer) {
+                start.prefetch(layer, range);
+            }
         }
     }
 
@@ -186,6 +185,27 @@ impl LoadedImage {
 
     pub(super) fn is_sealed(&self) -> bool {
         self.layers.iter().all(|layer| layer.is_sealed())
+    }
+}
+
+/// What an index says of the start of an image's own command is fetched up to a limit.
+#[derive(Debug)]
+pub(super) struct Start {
+    bytes_left: u64,
+}
+
+impl Default for Start {
+    fn default() -> Self {
+        Self { bytes_left: MOST_START }
+    }
+}
+
+impl Start {
+    /// Starts to fetch `range` of a layer, which may lie outside.
+    pub(super) fn prefetch(&mut self, layer: &Layer, range: &Range<u64>) {
+        let end = range.end.min(layer.bytes()).min(range.start.saturating_add(self.bytes_left));
+        self.bytes_left -= end.saturating_sub(range.start);
+        layer.prefetch(range.start..end);
     }
 }
 

@@ -20,7 +20,7 @@ use tokio::task::JoinSet;
 
 use super::decisions::DecisionReport;
 use super::images::{ImageRecord, LoadedImage};
-use super::{BeingMounted, Daemon, Looked, Scope};
+use super::{BeingMounted, Daemon, Looked, Scope, Wanted};
 use crate::config::{Config, Eager};
 use crate::failure::{Exit, exit_of, in_full};
 use crate::policies::Policies;
@@ -71,6 +71,15 @@ struct Found {
 struct Doubt {
     reason: Reason,
     detail: String,
+}
+
+/// An image at which one has looked.
+#[derive(Debug)]
+struct Sighted {
+    origin: Origin,
+    found: FoundManifest,
+    looked: Looked,
+    kept: Arc<BeingMounted>,
 }
 
 /// An image that is got ready before it is mounted.
@@ -166,18 +175,23 @@ impl ContainerdImages {
             return finding.image.clone();
         }
         let image = self.find_out(name, selected).await.map(Arc::new);
+        if image.is_err() {
+            // Layers may have been begun.
+            self.daemon.reap();
+        }
         *finding = Some(Finding { image: image.clone(), at: Instant::now() });
         image
     }
 
     /// Whether an image can be lazy; if so, it is got ready from now on.
     async fn find_out(&self, name: &ImageName, selected: &Selected<'_>) -> Result<Found, Doubt> {
-        let looked = tokio::time::timeout(self.patience, self.look(name, selected.mode)).await;
+        let looked = tokio::time::timeout(self.patience, self.look(name, selected)).await;
         let late = |_late| {
             let detail = format!("asking for its index took more than {:?}", self.patience);
             Err(Doubt::new(Reason::RegistrySlow, detail))
         };
-        let (origin, manifest, looked) = looked.unwrap_or_else(late)?;
+        let ahead = looked.unwrap_or_else(late)?;
+        let looked = &ahead.looked;
         let reason = match &looked.indexes.outcome {
             _ if selected.mode == Mode::Eager => Reason::Eager,
             _ if looked.indexes.layers.iter().any(Option::is_some) => Reason::Indexed,
@@ -188,7 +202,6 @@ impl ContainerdImages {
         let layers = looked.image.layers.iter().map(|layer| layer.digest).collect();
         let diff_ids = looked.image.config.rootfs.diff_ids.clone();
         let index = looked.indexes.reason.clone();
-        let ahead = (origin, manifest, looked);
         match (reason, self.eager) {
             (Reason::Indexed, _) => {
                 let name = name.to_string();
@@ -218,31 +231,31 @@ impl ContainerdImages {
 
     /// Finds an image and its indexes; those of one that is to be fetched whole only on this machine. What
     /// there is, is in the store then.
-    async fn look(
-        &self,
-        name: &ImageName,
-        mode: Mode,
-    ) -> Result<(Origin, FoundManifest, Looked), Doubt> {
+    async fn look(&self, name: &ImageName, selected: &Selected<'_>) -> Result<Sighted, Doubt> {
         let origin = Origin::open(name, &self.daemon.client(&self.access));
         let origin = origin.map_err(|err| Doubt::of(&err.into()))?;
         let resolved = self.daemon.resolve(&origin, &self.platform).await;
         let found = resolved.map_err(|err| Doubt::of(&err))?.found;
-        let scope = match mode {
+        let kept = self.daemon.keep(&found);
+        let scope = match selected.mode {
             Mode::Lazy => Scope::Everywhere,
             Mode::Eager => Scope::Stored,
         };
-        let looked = self.daemon.look(&origin, &found, &self.platform, scope).await;
-        Ok((origin, found, looked.map_err(|err| Doubt::of(&err))?))
+        let how = self.wanted(selected.behaviour);
+        let looked = self.daemon.look(&origin, (&found, &self.platform), scope, how).await;
+        let looked = looked.map_err(|err| Doubt::of(&err))?;
+        Ok(Sighted { origin, found, looked, kept })
+    }
+
+    /// How containerd wants an image, of which it says too late what it runs.
+    fn wanted(&self, behaviour: Behaviour) -> Wanted<'_> {
+        Wanted { access: &self.access, tuning: tuning_of(behaviour), command: &[] }
     }
 
     /// Fetches a whole image while containerd waits. Returns what there was of an index.
-    async fn stream(
-        &self,
-        ahead: (Origin, FoundManifest, Looked),
-        behaviour: Behaviour,
-    ) -> Result<String, Doubt> {
-        let (begin, image) = (Instant::now(), ahead.0.name().to_string());
-        let bytes = ahead.2.image.bytes();
+    async fn stream(&self, ahead: Sighted, behaviour: Behaviour) -> Result<String, Doubt> {
+        let (begin, image) = (Instant::now(), ahead.origin.name().to_string());
+        let bytes = ahead.looked.image.bytes();
         tracing::info!(image, bytes, "the image is fetched whole");
         let loaded = self.prepare_ahead(ahead, behaviour).await.map_err(|err| Doubt::of(&err))?;
         tracing::info!(image, bytes, took = ?begin.elapsed(), "the image was fetched whole");
@@ -252,20 +265,20 @@ impl ContainerdImages {
     /// Gets an image ready that is about to be mounted, with what was just found of it.
     fn prepare_ahead(
         &self,
-        (origin, found, looked): (Origin, FoundManifest, Looked),
+        Sighted { origin, found, looked, kept }: Sighted,
         behaviour: Behaviour,
     ) -> impl Future<Output = Result<Arc<LoadedImage>>> + Send + 'static {
         let mut ahead = self.ahead.lock();
         ahead.retain(|image| image.since.elapsed() < KEPT_AHEAD);
-        ahead.push(Ahead { since: Instant::now(), image: self.daemon.keep(&found) });
+        ahead.push(Ahead { since: Instant::now(), image: kept });
         let (daemon, access) = (Arc::clone(&self.daemon), self.access.clone());
         let platform = self.platform.clone();
         let tuning = tuning_of(behaviour);
         let prepare = async move {
-            let (looked, how) = (Some(looked), (&access, tuning));
-            let prepared = daemon.prepare(&origin, (found, &platform), how, looked, QUIETLY);
+            let how = Wanted { access: &access, tuning, command: &[] };
+            let prepared = daemon.prepare(&origin, (found, &platform), how, Some(looked), QUIETLY);
             let image = Box::pin(prepared).await?;
-            daemon.prefetch_program(&image, tuning, &[]);
+            daemon.prefetch_program(&image, how);
             Ok(image)
         };
         prepare.with_current_context()
@@ -415,7 +428,7 @@ impl Daemon {
         let platform = Platform::host();
         let found = self.resolve(&origin, &platform).await?.found;
         let _kept = self.keep(&found);
-        let how = (&request.access, request.tuning);
+        let how = Wanted::from(request);
         let prepared = self.prepare(&origin, (found, &platform), how, None, QUIETLY);
         let whole = Box::pin(prepared).await?;
         let loaded = self.load_part(&origin, &whole.record, part)?;

@@ -41,7 +41,8 @@ async fn complete_indexes(
     image: &Image,
 ) -> Result<Vec<StoredIndex>> {
     let store = session.indexes()?;
-    let found = find_indexes(origin, (&image.descriptor, &image.manifest), &store).await?;
+    let found =
+        find_indexes(origin, (&image.descriptor, &image.manifest), &store, &|_, _, _| {}).await?;
     if found.layers.iter().all(Option::is_none) {
         return Err(no_index(image, &found.reason));
     }

@@ -29,8 +29,13 @@ struct LayerReport {
 /// Shows the indexes of an image; those that the registry has are stored on the way.
 pub(super) async fn show(session: &Session<'_>, name: &str) -> Result<()> {
     let (origin, image) = session.image(name).await?;
-    let found =
-        find_indexes(&origin, (&image.descriptor, &image.manifest), &session.indexes()?).await?;
+    let found = find_indexes(
+        &origin,
+        (&image.descriptor, &image.manifest),
+        &session.indexes()?,
+        &|_, _, _| {},
+    )
+    .await?;
     if found.layers.iter().all(Option::is_none) {
         return Err(no_index(&image, &found.reason));
     }

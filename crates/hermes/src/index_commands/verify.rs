@@ -38,7 +38,8 @@ struct LayerReport {
 pub(super) async fn verify(session: &Session<'_>, name: &str) -> Result<()> {
     let (origin, image) = session.image(name).await?;
     let store = session.indexes()?;
-    let found = find_indexes(&origin, (&image.descriptor, &image.manifest), &store).await?;
+    let found =
+        find_indexes(&origin, (&image.descriptor, &image.manifest), &store, &|_, _, _| {}).await?;
     if found.layers.iter().all(Option::is_none) {
         return Err(no_index(&image, &found.reason));
     }

@@ -1,5 +1,6 @@
 //! Indexes that are damaged, belong to something else, or lie.
 
+use std::ops::Range;
 use std::path::PathBuf;
 
 use oci::soci::{SociIndex, ZtocEntry};
@@ -84,9 +85,10 @@ fn a_damaged_index_of_this_machine_is_replaced() {
     }
 }
 
-/// The digests of an image's manifest and of its upper layer.
+/// The digests of an image's manifest, of its lower layer and of its upper one.
 struct Inspected {
     manifest: Digest,
+    base: Digest,
     layer: Digest,
 }
 
@@ -94,7 +96,8 @@ fn inspect(setup: &Setup, name: &str) -> Inspected {
     let output = setup.run_at("inspector", &["index", "build", name]);
     let built: Value = serde_json::from_slice(&output.stdout).unwrap();
     let digest = |value: &Value| value.as_str().unwrap().parse().unwrap();
-    Inspected { manifest: digest(&built["manifest"]), layer: digest(&built["layers"][1]["digest"]) }
+    let layer = |at: usize| digest(&built["layers"][at]["digest"]);
+    Inspected { manifest: digest(&built["manifest"]), base: layer(0), layer: layer(1) }
 }
 
 /// Lets the registry say that `ztoc` is the index of `layer` of the image `name`.
@@ -111,6 +114,62 @@ fn refer(setup: &Setup, (name, manifest): (&str, Digest), layer: Digest, ztoc: &
     let index = SociIndex::v1(&image, vec![entry]);
     setup.registry.put_blob(oci::soci::CONFIG_BYTES.to_vec());
     setup.registry.put_manifest(name, None, oci::media_type::OCI_MANIFEST, index.to_bytes());
+}
+
+/// What an index of Hermes' says of a layer with this zTOC.
+fn entry(
+    setup: &Setup,
+    layer: Digest,
+    ztoc: &[u8],
+    start: impl IntoIterator<Item = Range<u64>>,
+) -> SpanIndexEntry {
+    let frame = zstd::encode_all(ztoc, 1).unwrap();
+    SpanIndexEntry {
+        layer,
+        size: frame.len() as u64,
+        digest: setup.registry.put_blob(frame),
+        plain_size: ztoc.len() as u64,
+        streamed: false,
+        start: start.into_iter().collect(),
+    }
+}
+
+/// Lets the registry say that these are Hermes' index of the image `name`.
+fn refer_all(setup: &Setup, (name, manifest): (&str, Digest), entries: Vec<SpanIndexEntry>) {
+    let image = Descriptor::new(oci::media_type::OCI_MANIFEST, manifest, 1);
+    let index = SpanIndex::new(&image, entries);
+    setup.registry.put_blob(oci::soci::CONFIG_BYTES.to_vec());
+    setup.registry.put_manifest(name, None, oci::media_type::OCI_MANIFEST, index.to_bytes());
+}
+
+#[test]
+fn what_a_start_needs_of_a_layer_comes_while_the_index_of_another_is_under_way() {
+    let setup = Setup::new();
+    let (name, contents) = image(&setup, "early", 4, 1 << 20);
+    let refs = inspect(&setup, &name);
+    let ztoc = std::fs::read(stored(&setup, "inspector")).unwrap();
+    let upper = entry(&setup, refs.layer, &ztoc, Some(1 << 20..2 << 20));
+    let lower = entry(&setup, refs.base, b"of the other layer, and it never comes", None);
+    let never = Scope::Blob(lower.digest);
+    refer_all(&setup, ("early", refs.manifest), vec![upper, lower]);
+    setup.registry.faults().inject(never, Times::Always, Fault::Stall { after: 10 });
+    setup.registry.clear_requests();
+    std::thread::scope(|scope| {
+        let mounting = scope.spawn(|| setup.mount(&name, "mnt", &[]));
+        setup.until("the layer whose index is there is asked for", || {
+            let requests = setup.registry.requests();
+            let of_layer = |request: &&RequestLog| {
+                request.path.contains(&refs.layer.to_string()) && request.bytes_sent > 0
+            };
+            requests.iter().find(of_layer).map(drop)
+        });
+        assert!(!mounting.is_finished());
+        setup.registry.faults().clear();
+        setup.registry.faults().release_stalled();
+        check(&mounting.join().unwrap(), &contents);
+    });
+    let said = index_line(&setup, &name);
+    assert!(said.contains("in part"), "{said}");
 }
 
 #[test]
@@ -143,19 +202,9 @@ fn an_index_that_names_a_start_outside_its_layers_is_as_good_as_another() {
     let (name, contents) = image(&setup, "hints", 4, 1 << 20);
     let refs = inspect(&setup, &name);
     let ztoc = std::fs::read(stored(&setup, "inspector")).unwrap();
-    let frame = zstd::encode_all(ztoc.as_slice(), 1).unwrap();
-    let entry = SpanIndexEntry {
-        layer: refs.layer,
-        digest: setup.registry.put_blob(frame.clone()),
-        size: frame.len() as u64,
-        plain_size: ztoc.len() as u64,
-        streamed: false,
-        start: vec![0..u64::MAX, u64::MAX - 1..u64::MAX, 1 << 40..1 << 41, 5000..5001],
-    };
-    let image = Descriptor::new(oci::media_type::OCI_MANIFEST, refs.manifest, 1);
-    let index = SpanIndex::new(&image, vec![entry]);
-    setup.registry.put_blob(oci::soci::CONFIG_BYTES.to_vec());
-    setup.registry.put_manifest("hints", None, oci::media_type::OCI_MANIFEST, index.to_bytes());
+    let start = [0..u64::MAX, u64::MAX - 1..u64::MAX, 1 << 40..1 << 41, 5000..5001];
+    let entry = entry(&setup, refs.layer, &ztoc, start);
+    refer_all(&setup, ("hints", refs.manifest), vec![entry]);
     check(&setup.mount(&name, "mnt", &[]), &contents);
     let said = index_line(&setup, &name);
     assert!(said.contains("(Hermes); 1 of 2 layers have one"), "{said}");
