@@ -118,8 +118,12 @@ const ROUND_TRIPS: f64 = 7.0;
 /// The name of an image for a system; each has a repository of its own, so that none finds the index
 /// of another.
 pub(crate) fn reference(system: System, image: Image) -> String {
-    let tag = if system == System::Soci15 { "v2" } else { "1" };
-    format!("{REGISTRY}/{}/{}:{tag}", system.repositories(), image.name())
+    format!("{REGISTRY}/{}/{}:{}", system.repositories(), image.name(), tag(system))
+}
+
+/// The tag of a system's images.
+pub(crate) fn tag(system: System) -> &'static str {
+    if system == System::Soci15 { "v2" } else { "1" }
 }
 
 /// The registry's name and port, everywhere.

@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 use serde::Serialize;
 use testnode::{Cache, Network, Node, NodeOptions, Registry};
 
-use crate::images::{Image, PORT, reference};
+use crate::images::{Image, PORT, reference, tag};
 use crate::systems::System;
 
 /// Lays what the registry will write over what is kept.
@@ -18,8 +18,8 @@ mount -t overlay overlay -o lowerdir=/bench/registry,upperdir=/srv/upper,workdir
 /// Reads what an image is made of, and asks for it once, as a registry in use would have all of it in memory,
 /// and its own programs.
 const READ_BLOBS: &str = r#"
-curl --silent --show-error --fail --output /dev/null --user "$2" \
-  --header "Accept: application/vnd.oci.image.manifest.v1+json" "https://$3/v2/$1/manifests/1"
+curl --silent --show-error --fail --output /dev/null --user "$2" "https://$3/v2/$1/manifests/$4" \
+  --header "Accept: application/vnd.oci.image.manifest.v1+json, application/vnd.oci.image.index.v1+json"
 cd /var/lib/docker-registry/docker/registry/v2
 for link in repositories/"$1"/_layers/sha256/* repositories/"$1"/_manifests/revisions/sha256/*; do
   digest=${link##*/}
@@ -90,7 +90,8 @@ impl Stage {
         std::fs::write("/proc/sys/vm/drop_caches", "3").context("dropping the page cache")?;
         let repository = format!("{}/{}", system.repositories(), image.name());
         let (user, host) = (self.registry.user(), &self.registry.host);
-        let read = ["-euc", READ_BLOBS, "read", &repository, &user, host];
+        let tag = tag(system);
+        let read = ["-euc", READ_BLOBS, "read", &repository, &user, host, tag];
         self.far.run("bash", &read).map(drop)
     }
 }

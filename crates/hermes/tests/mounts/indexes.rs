@@ -85,11 +85,12 @@ fn a_damaged_index_of_this_machine_is_replaced() {
     }
 }
 
-/// The digests of an image's manifest, of its lower layer and of its upper one.
+/// The digests of an image's manifest, of its lower layer and of its upper one, and the zTOC of that.
 struct Inspected {
     manifest: Digest,
     base: Digest,
     layer: Digest,
+    ztoc: Vec<u8>,
 }
 
 fn inspect(setup: &Setup, name: &str) -> Inspected {
@@ -97,7 +98,8 @@ fn inspect(setup: &Setup, name: &str) -> Inspected {
     let built: Value = serde_json::from_slice(&output.stdout).unwrap();
     let digest = |value: &Value| value.as_str().unwrap().parse().unwrap();
     let layer = |at: usize| digest(&built["layers"][at]["digest"]);
-    Inspected { manifest: digest(&built["manifest"]), base: layer(0), layer: layer(1) }
+    let ztoc = std::fs::read(stored(setup, "inspector")).unwrap();
+    Inspected { manifest: digest(&built["manifest"]), base: layer(0), layer: layer(1), ztoc }
 }
 
 /// Lets the registry say that `ztoc` is the index of `layer` of the image `name`.
@@ -147,8 +149,7 @@ fn what_a_start_needs_of_a_layer_comes_while_the_index_of_another_is_under_way()
     let setup = Setup::new();
     let (name, contents) = image(&setup, "early", 4, 1 << 20);
     let refs = inspect(&setup, &name);
-    let ztoc = std::fs::read(stored(&setup, "inspector")).unwrap();
-    let upper = entry(&setup, refs.layer, &ztoc, Some(1 << 20..2 << 20));
+    let upper = entry(&setup, refs.layer, &refs.ztoc, Some(1 << 20..2 << 20));
     let lower = entry(&setup, refs.base, b"of the other layer, and it never comes", None);
     let never = Scope::Blob(lower.digest);
     refer_all(&setup, ("early", refs.manifest), vec![upper, lower]);
@@ -201,9 +202,8 @@ fn an_index_that_names_a_start_outside_its_layers_is_as_good_as_another() {
     let setup = Setup::new();
     let (name, contents) = image(&setup, "hints", 4, 1 << 20);
     let refs = inspect(&setup, &name);
-    let ztoc = std::fs::read(stored(&setup, "inspector")).unwrap();
     let start = [0..u64::MAX, u64::MAX - 1..u64::MAX, 1 << 40..1 << 41, 5000..5001];
-    let entry = entry(&setup, refs.layer, &ztoc, start);
+    let entry = entry(&setup, refs.layer, &refs.ztoc, start);
     refer_all(&setup, ("hints", refs.manifest), vec![entry]);
     check(&setup.mount(&name, "mnt", &[]), &contents);
     let said = index_line(&setup, &name);
