@@ -5,11 +5,11 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Instant;
 
-use bytes::Bytes;
 use oci::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 use ztoc::{SpanDecoder, SpanId};
 
+use crate::buffers::Lent;
 use crate::engine::Shared;
 use crate::error::SpanFault;
 use crate::lane::Lane;
@@ -20,7 +20,7 @@ use crate::source::Sender;
 pub(crate) struct Work {
     pub(crate) layer: Arc<Layer>,
     pub(crate) span: SpanId,
-    pub(crate) compressed: Bytes,
+    pub(crate) compressed: Lent,
     /// Who sent them.
     pub(crate) sender: Option<Arc<dyn Sender>>,
     pub(crate) class: plan::Class,

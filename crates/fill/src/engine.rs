@@ -15,6 +15,7 @@ use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinSet;
 use ztoc::SpanId;
 
+use crate::buffers::Buffers;
 use crate::decode;
 use crate::durations::Durations;
 use crate::error::SpanFault;
@@ -100,6 +101,7 @@ pub(crate) struct Shared {
     pub(crate) options: EngineOptions,
     pub(crate) decode: decode::Pool,
     pub(crate) traffic: transfer::Traffic,
+    pub(crate) buffers: Arc<Buffers>,
     pub(crate) memory: Arc<Semaphore>,
     layers: Mutex<BTreeMap<LayerId, Arc<Layer>>>,
     queue: Mutex<Wanted>,
@@ -166,6 +168,7 @@ impl Engine {
         let shared = Arc::new(Shared {
             decode: decode::Pool::default(),
             traffic: transfer::Traffic::default(),
+            buffers: Arc::default(),
             memory: Arc::new(Semaphore::new(transfer::permits(u64::from(options.memory)))),
             layers: Mutex::default(),
             queue: Mutex::new(Wanted {

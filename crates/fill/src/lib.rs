@@ -5,6 +5,7 @@
 //! threads of the engine's own, or for layers that are read in order on the runtime's blocking ones.
 #![forbid(unsafe_code)]
 
+mod buffers;
 mod decode;
 mod durations;
 mod engine;

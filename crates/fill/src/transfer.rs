@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
-use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use ztoc::SpanId;
 
+use crate::buffers::{Buffers, Lent};
 use crate::decode::Work;
 use crate::engine::Shared;
 use crate::error::SpanFault;
@@ -70,7 +70,7 @@ pub(crate) fn permits(bytes: u64) -> usize {
 
 /// Carries out `fetch`; every span of it ends in [`Shared::span_done`].
 pub(crate) async fn run(shared: Arc<Shared>, layer: Arc<Layer>, job: plan::Job) {
-    let mut cut = Cut::new(Arc::clone(&layer), &job);
+    let mut cut = Cut::new(Arc::clone(&layer), &job, Arc::clone(&shared.buffers));
     let begin = Instant::now();
     let result = receive(&shared, &layer, &job, &mut cut).await;
     let (class, spans, bytes) = (job.class, &job.spans, job.bytes.end - job.bytes.start);
@@ -158,15 +158,16 @@ struct Cut {
     /// Offset in the blob of the next byte.
     position: u64,
     collected: Vec<u8>,
+    buffers: Arc<Buffers>,
 }
 
 impl Cut {
-    fn new(layer: Arc<Layer>, job: &plan::Job) -> Self {
+    fn new(layer: Arc<Layer>, job: &plan::Job, buffers: Arc<Buffers>) -> Self {
         let (next, end) = (job.spans.start, job.spans.end);
-        Self { layer, next, end, position: job.bytes.start, collected: Vec::new() }
+        Self { layer, next, end, position: job.bytes.start, collected: Vec::new(), buffers }
     }
 
-    fn push(&mut self, piece: &[u8], emit: &mut dyn FnMut(SpanId, Bytes)) {
+    fn push(&mut self, piece: &[u8], emit: &mut dyn FnMut(SpanId, Lent)) {
         let start = self.position;
         self.position += piece.len() as u64;
         while self.next < self.end {
@@ -178,7 +179,8 @@ impl Cut {
                 return;
             }
             if self.collected.capacity() == 0 {
-                self.collected.reserve_exact(usize::try_from(range.end - range.start).unwrap_or(0));
+                let len = usize::try_from(range.end - range.start).unwrap_or(0);
+                self.collected = self.buffers.take(len);
             }
             self.collected.extend_from_slice(&piece[from.min(piece.len())..until.min(piece.len())]);
             if range.start + (self.collected.len() as u64) < range.end {
@@ -186,7 +188,7 @@ impl Cut {
             }
             let whole = std::mem::take(&mut self.collected);
             self.carry_over(&whole, range.end);
-            emit(SpanId(self.next), Bytes::from(whole));
+            emit(SpanId(self.next), self.buffers.lend(whole));
             self.next += 1;
         }
     }
@@ -196,7 +198,7 @@ impl Cut {
         let next = self.next + 1;
         if next < self.end && self.layer.spec().spans.compressed_range(SpanId(next)).start < end {
             let next = self.layer.spec().spans.compressed_range(SpanId(next));
-            self.collected.reserve_exact(usize::try_from(next.end - next.start).unwrap_or(0));
+            self.collected = self.buffers.take(usize::try_from(next.end - next.start).unwrap_or(0));
             self.collected.extend(whole.last());
         }
     }
