@@ -3,6 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap, HashMap};
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::{Duration, Instant};
@@ -329,6 +330,23 @@ impl Shared {
             self.decode.hurry(layer, spans);
         }
         self.work.notify_one();
+    }
+
+    /// How long nothing may come of a request before a reader has it asked for again.
+    pub(crate) fn patience(&self) -> Duration {
+        self.pace.lock().patience()
+    }
+
+    /// Asks for those of `spans` once more for which somebody waits.
+    pub(crate) fn ask_again(&self, layer: &Layer, spans: Range<u32>) {
+        let awaited: Vec<u32> = spans.filter(|span| layer.is_awaited(*span)).collect();
+        for span in awaited {
+            let is_asked = self.queue.lock().queue.again(layer.id(), span);
+            if is_asked {
+                tracing::debug!(layer = %layer.digest(), span, "nothing comes: asked for again");
+                self.work.notify_one();
+            }
+        }
     }
 
     pub(crate) fn layer(&self, id: LayerId) -> Option<Arc<Layer>> {

@@ -85,8 +85,19 @@ impl Pace {
 
     /// From a request to its first byte where nothing is in its way.
     fn trip(&self) -> Duration {
-        let shortest = self.trips.iter().flatten().min().copied();
-        shortest.unwrap_or(FIRST_TRIP).min(LONGEST_TRIP)
+        self.measured_trip().unwrap_or(FIRST_TRIP)
+    }
+
+    fn measured_trip(&self) -> Option<Duration> {
+        self.trips.iter().flatten().min().map(|shortest| LONGEST_TRIP.min(*shortest))
+    }
+
+    /// How long nothing may come of a request before a reader has it asked for again.
+    pub(crate) fn patience(&self) -> Duration {
+        // All that is under way takes turns.
+        let turn = Duration::from_micros(TURN.saturating_mul(1_000_000) / self.rate.max(1));
+        let trips = self.measured_trip().map(|trip| (trip * PATIENT_TRIPS).max(LEAST_PATIENCE));
+        trips.unwrap_or(FIRST_PATIENCE).max(turn)
     }
 
     /// What the link carries in `time`.
@@ -168,6 +179,19 @@ const FIRST_TRIP: Duration = Duration::from_millis(20);
 /// A registry that takes longer to answer is not made faster by asking for more.
 const LONGEST_TRIP: Duration = Duration::from_millis(200);
 
+/// What TCP needs to find out that a packet is lost, and to send it again, where more follow it.
+const PATIENT_TRIPS: u32 = 4;
+
+/// Until a round trip was measured: connections may have to be made first, and tokens to be had.
+const FIRST_PATIENCE: Duration = Duration::from_secs(1);
+
+/// What may come of other requests before something comes of one, in bytes: a TLS record for each connection,
+/// twice.
+const TURN: u64 = 512 << 10;
+
+/// On a short link it is the server's own time that counts.
+const LEAST_PATIENCE: Duration = Duration::from_millis(100);
+
 /// How long a round trip is remembered, at least.
 const PERIOD: Duration = Duration::from_secs(5);
 
@@ -248,6 +272,19 @@ mod tests {
             pace.count_while(in_a_step, true, begin + Duration::from_millis(50) * step);
         }
         assert!(pace.rate > link / 10 * 8 && pace.rate <= link, "{}", pace.rate);
+    }
+
+    #[test]
+    fn patience_grows_with_the_round_trip_and_on_a_slow_link() {
+        let begin = Instant::now();
+        let mut pace = Pace::new(begin);
+        assert_eq!(pace.patience(), FIRST_PATIENCE);
+        pace.first_byte(Duration::from_millis(60), begin);
+        assert_eq!(pace.patience(), Duration::from_millis(240));
+        pace.first_byte(Duration::from_millis(1), begin);
+        assert_eq!(pace.patience(), LEAST_PATIENCE);
+        pace.rate = 128 << 10;
+        assert_eq!(pace.patience(), Duration::from_secs(4));
     }
 
     #[test]

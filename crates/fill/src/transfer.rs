@@ -1,6 +1,7 @@
 //! One ranged request: its bytes are cut into spans, and each span goes to be inflated as soon as
 //! it is complete.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
@@ -80,6 +81,11 @@ pub(crate) async fn run(shared: Arc<Shared>, layer: Arc<Layer>, job: plan::Job) 
     if let Err(fault) = result {
         let fault = Arc::new(fault);
         for span in cut.unfinished() {
+            if layer.is_usable(span) {
+                // It came by another request.
+                shared.span_done(&layer, SpanId(span), Ok(()));
+                continue;
+            }
             let fault = SourceError {
                 transient: fault.transient,
                 retry_after: fault.retry_after,
@@ -110,11 +116,12 @@ async fn receive(
     };
     shared.requests.fetch_add(1, Ordering::Relaxed);
     let mut asked = Some(Instant::now());
-    let Transfer { bytes: mut stream, sender } =
-        layer.spec().source.open(job.bytes.clone()).await?;
+    let opened = layer.spec().source.open(job.bytes.clone());
+    let opened = or_ask_again(shared, layer, cut.unfinished(), opened).await?;
+    let Transfer { bytes: mut stream, sender } = opened;
     let sender: Option<Arc<dyn Sender>> = sender.map(Arc::from);
     let mut receiving = None;
-    while let Some(piece) = stream.next().await {
+    while let Some(piece) = or_ask_again(shared, layer, cut.unfinished(), stream.next()).await {
         let piece = piece?;
         if let Some(asked) = asked.take() {
             shared.first_byte(asked.elapsed());
@@ -136,6 +143,23 @@ async fn receive(
         });
     }
     if cut.is_done() { Ok(()) } else { Err(ended_early(cut)) }
+}
+
+/// Waits for what comes next of a transfer. If that takes long, those of `spans` for which a reader waits are
+/// asked for once more, over another connection: this one may hang for as long as the source allows.
+async fn or_ask_again<T>(
+    shared: &Shared,
+    layer: &Layer,
+    spans: Range<u32>,
+    next: impl Future<Output = T>,
+) -> T {
+    let mut next = std::pin::pin!(next);
+    loop {
+        match tokio::time::timeout(shared.patience(), &mut next).await {
+            Ok(next) => return next,
+            Err(_late) => shared.ask_again(layer, spans.clone()),
+        }
+    }
 }
 
 /// The part of `permit` that stands for `len` bytes.
@@ -207,7 +231,7 @@ impl Cut {
         self.next >= self.end
     }
 
-    fn unfinished(&self) -> std::ops::Range<u32> {
+    fn unfinished(&self) -> Range<u32> {
         self.next..self.end
     }
 

@@ -1,7 +1,7 @@
 //! What to fetch now: the wanted spans of all layers in the order of their urgency.
 
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
@@ -150,17 +150,19 @@ struct Layer {
     waiting: BTreeMap<u32, Place>,
     /// Spans in flight, and for whom; `None` where they only fill a gap.
     in_flight: BTreeMap<u32, Option<Class>>,
+    /// Those of them that were under way before, and still may be.
+    again: BTreeSet<u32>,
 }
 
 /// The wanted spans of all layers.
 ///
 /// # Guarantees
 ///
-/// A span is handed out to one [`Job`] at a time. Every wanted span is handed out at some time, if
-/// what is handed out is reported [`done`](Self::done), the limits allow each class at least one
-/// connection, and no more urgent ones come. Demand is served first come, first served, and before everything
-/// else. The same calls give the same answers. Every call is O(log n) in the number of wanted spans, for each
-/// span that it touches.
+/// A span is handed out to one [`Job`] at a time, or to two if it is wanted [again](Self::again). Every wanted
+/// span is handed out at some time, if what is handed out is reported [`done`](Self::done), the limits allow each
+/// class at least one connection, and no more urgent ones come. Demand is served first come, first served, and
+/// before everything else. The same calls give the same answers. Every call is O(log n) in the number of wanted
+/// spans, for each span that it touches.
 #[derive(Default)]
 pub struct Queue {
     layers: HashMap<LayerId, Layer>,
@@ -187,6 +189,7 @@ impl Queue {
             spans,
             waiting: BTreeMap::new(),
             in_flight: BTreeMap::new(),
+            again: BTreeSet::new(),
         });
     }
 
@@ -292,6 +295,19 @@ impl Queue {
         Some(Job { layer: id, class, spans: fetch.spans, bytes: fetch.bytes })
     }
 
+    /// Has a span in flight handed out once more, as [`Class::Demand`]: what is under way does not come, and a
+    /// reader waits. Whichever ends first is reported [`done`](Self::done); what is reported of the other is
+    /// ignored. Returns whether that is so: not of a span that is under way a second time.
+    pub fn again(&mut self, id: LayerId, span: u32) -> bool {
+        let Some(layer) = self.layers.get_mut(&id) else { return false };
+        if !layer.in_flight.contains_key(&span) || !layer.again.insert(span) {
+            return false;
+        }
+        layer.in_flight.remove(&span);
+        self.want(id, span, Class::Demand);
+        true
+    }
+
     /// What a reader would want next, where nothing is wanted but by background work.
     fn behind_the_reader(&self) -> Option<(LayerId, u32)> {
         let (id, span) = self.reader?;
@@ -304,6 +320,7 @@ impl Queue {
         for span in spans {
             let Some(layer) = self.layers.get_mut(&id) else { return };
             let flight = layer.in_flight.remove(&span).flatten();
+            layer.again.remove(&span);
             if let (Outcome::Again, Some(class)) = (outcome, flight) {
                 self.want(id, span, class);
             }

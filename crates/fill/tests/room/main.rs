@@ -68,6 +68,24 @@ fn what_was_given_up_comes_back_when_it_is_read_and_is_sealed_again() {
 }
 
 #[test]
+fn a_reader_does_not_wait_for_a_request_of_which_nothing_comes() {
+    for after in [0, 1000, 300_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let setup = Setup::new(dir.path(), 2, DEADLINE);
+        setup.source.hang_next_after(after);
+        setup.layer.complete();
+        while !setup.source.has_hung() {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        let first = setup.request(setup.range(0));
+        setup.check(setup.range(4));
+        setup.assert_right(&setup.range(0), &first.recv_timeout(PATIENCE).unwrap().unwrap());
+        let fetched = setup.source.bytes_fetched();
+        assert!(fetched < 2 * setup.source.size(), "{after}: only what is read comes twice");
+    }
+}
+
+#[test]
 fn a_received_layer_is_sealed_although_nobody_completes_it() {
     let dir = tempfile::tempdir().unwrap();
     let setup = Setup::received(dir.path(), 2, DEADLINE);

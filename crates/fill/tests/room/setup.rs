@@ -15,7 +15,7 @@ use fill::{
     SourceError, Transfer,
 };
 use futures_util::future::BoxFuture;
-use futures_util::stream;
+use futures_util::{StreamExt as _, stream};
 use oci::Digest;
 use parking_lot::Mutex;
 use testkit::image::{Compression, Content, LayerBuilder, Texture, compress};
@@ -193,12 +193,23 @@ pub(crate) struct Memory {
     blob: Bytes,
     /// From which byte on ranges are not given out for the time being.
     held_from: watch::Sender<u64>,
+    /// After how many bytes the next request hangs for ever.
+    hang: Mutex<Option<usize>>,
     fetched: AtomicU64,
 }
 
 impl Memory {
     fn new(blob: Bytes) -> Self {
-        Self { blob, held_from: watch::Sender::new(u64::MAX), fetched: AtomicU64::new(0) }
+        let (held_from, hang) = (watch::Sender::new(u64::MAX), Mutex::default());
+        Self { blob, held_from, hang, fetched: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn hang_next_after(&self, bytes: usize) {
+        *self.hang.lock() = Some(bytes);
+    }
+
+    pub(crate) fn has_hung(&self) -> bool {
+        self.hang.lock().is_none()
     }
 
     pub(crate) fn hold_from(&self, byte: u64) {
@@ -222,8 +233,14 @@ impl Source for Memory {
             held_from.wait_for(|byte| range.end <= *byte).await.ok();
             self.fetched.fetch_add(range.end - range.start, Ordering::Relaxed);
             let at = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
-            let bytes = self.blob.slice(at);
-            let bytes = Box::pin(stream::once(async { Ok(bytes) })) as ByteStream;
+            let mut bytes = self.blob.slice(at);
+            let hang = self.hang.lock().take();
+            bytes.truncate(hang.unwrap_or(usize::MAX));
+            let bytes = stream::once(async { Ok(bytes) });
+            let bytes = match hang {
+                None => Box::pin(bytes) as ByteStream,
+                Some(_) => Box::pin(bytes.chain(stream::pending())),
+            };
             Ok(Transfer { bytes, sender: None })
         })
     }

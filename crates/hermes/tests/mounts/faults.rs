@@ -54,15 +54,15 @@ fn a_token_that_expires_is_replaced_without_a_reader_noticing() {
 }
 
 #[test]
-fn a_body_that_stalls_is_given_up_and_asked_for_again() {
+fn a_reader_does_not_wait_for_a_body_that_stalls() {
     let setup = Setup::new();
     let (name, contents) = image(&setup, "stalled", 4, 1 << 20);
     setup.index(&name);
-    let dir = setup.mount(&name, "mnt", &["--completion", "never"]);
+    // It is given up after half a minute, which is too late for a reader.
+    let dir = setup.mount(&name, "mnt", &["--completion", "never", "--deadline", "15s"]);
     let stall = Fault::Stall { after: 100_000 };
     setup.registry.faults().inject(Scope::Blobs, Times::Next(1), stall);
     check(&dir, &contents);
-    assert!(setup.log().contains("no byte came"), "{}", setup.log());
 }
 
 #[test]

@@ -319,6 +319,22 @@ fn while_nobody_waits_the_link_is_kept_free_for_who_comes() {
 }
 
 #[test]
+fn what_does_not_come_is_handed_out_once_more() {
+    let mut queue = queue(&[(0, 0, Background), (0, 1, Background), (0, 2, Background)]);
+    let first = queue.next(&IDLE, &LIMITS).unwrap();
+    assert_eq!((first.spans, first.class), (0..3, Background));
+    assert!(queue.again(LayerId(0), 1));
+    let second = queue.next(&IDLE, &LIMITS).unwrap();
+    assert_eq!((second.spans, second.class), (1..2, Demand));
+    assert!(!queue.again(LayerId(0), 1), "two are enough");
+    assert!(!queue.again(LayerId(0), 9), "it is not under way");
+    queue.done(LayerId(0), 1..2, Outcome::Done);
+    assert!(!queue.is_in_flight(LayerId(0), 1) && queue.is_in_flight(LayerId(0), 2));
+    queue.done(LayerId(0), 0..3, Outcome::Done);
+    assert_eq!(queue.want(LayerId(0), 1, Demand), Wanted::Queued);
+}
+
+#[test]
 fn a_demand_without_a_connection_holds_speculation_back() {
     let mut queue = queue(&[(0, 9, Demand), (0, 0, ReadAhead)]);
     let limits = Limits { max_connections: 4, demand_connections: 0, ..LIMITS };
@@ -330,6 +346,7 @@ fn a_demand_without_a_connection_holds_speculation_back() {
 enum Step {
     Want(u32, u32, Class),
     Unwant(u32, u32),
+    Again(u32, u32),
     Next,
     Finish(prop::sample::Index, bool),
     Forget(u32),
@@ -340,6 +357,7 @@ fn step() -> impl Strategy<Value = Step> {
     prop_oneof![
         6 => (0_u32..3, 0_u32..26, class).prop_map(|(layer, span, class)| Step::Want(layer, span, class)),
         1 => (0_u32..3, 0_u32..26).prop_map(|(layer, span)| Step::Unwant(layer, span)),
+        1 => (0_u32..3, 0_u32..26).prop_map(|(layer, span)| Step::Again(layer, span)),
         4 => Just(Step::Next),
         3 => (any::<prop::sample::Index>(), any::<bool>()).prop_map(|(job, good)| Step::Finish(job, good)),
         1 => Just(Step::Forget(2)),
@@ -353,6 +371,8 @@ struct Model {
     /// When each demand came.
     demands: BTreeMap<(u32, u32), u32>,
     flying: Vec<Job>,
+    /// Their spans, without those that are wanted again.
+    flying_spans: BTreeSet<(u32, u32)>,
     /// Which spans in flight somebody wants.
     flying_for: BTreeMap<(u32, u32), Class>,
     forgotten: bool,
@@ -361,7 +381,7 @@ struct Model {
 
 impl Model {
     fn flight_of(&self, layer: u32, span: u32) -> bool {
-        self.flying.iter().any(|job| job.layer.0 == layer && job.spans.contains(&span))
+        self.flying_spans.contains(&(layer, span))
     }
 
     fn want(&mut self, layer: u32, span: u32, class: Class) {
@@ -382,6 +402,12 @@ impl Model {
                 self.demands.insert((layer, span), self.clock);
             }
         }
+    }
+
+    fn again(&mut self, layer: u32, span: u32) {
+        assert!(self.flying_spans.remove(&(layer, span)));
+        self.flying_for.remove(&(layer, span));
+        self.want(layer, span, Demand);
     }
 
     fn unwant(&mut self, layer: u32, span: u32) {
@@ -430,7 +456,7 @@ impl Model {
         assert!(self.waiting.contains_key(&(id, job.spans.end - 1)));
         let mut gap = 0;
         for span in job.spans.clone() {
-            assert!(!self.flight_of(id, span), "no span is handed out twice");
+            assert!(self.flying_spans.insert((id, span)), "no span is handed out twice");
             self.demands.remove(&(id, span));
             gap = match self.waiting.remove(&(id, span)) {
                 Some(class) => {
@@ -448,6 +474,7 @@ impl Model {
     fn finish(&mut self, at: usize, again: bool) -> Job {
         let job = self.flying.remove(at);
         for span in job.spans.clone() {
+            self.flying_spans.remove(&(job.layer.0, span));
             let wanted = self.flying_for.remove(&(job.layer.0, span));
             if let (true, Some(class)) = (again, wanted) {
                 self.want(job.layer.0, span, class);
@@ -496,6 +523,11 @@ proptest! {
                 Step::Unwant(layer, span) => {
                     queue.unwant(LayerId(layer), span);
                     model.unwant(layer, span);
+                }
+                Step::Again(layer, span) => {
+                    if queue.again(LayerId(layer), span) {
+                        model.again(layer, span);
+                    }
                 }
                 Step::Next => {
                     if let Some(job) = queue.next(&model.in_flight(), &limits) {
