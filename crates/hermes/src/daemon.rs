@@ -21,6 +21,7 @@ use std::collections::{BTreeSet, HashMap, HashSet};
 use std::fs::{self, File};
 use std::num::NonZero;
 use std::ops::Range;
+use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -31,8 +32,9 @@ use artifacts::{
     FoundIndexes, FoundManifest, Image, ImageLayer, IndexStore, Origin, StoreIndexError,
     StoredIndex, find_indexes, stored_indexes,
 };
+use cache::OpenLayerError;
 use fill::{Durations, Engine, EngineOptions, Layer, LayerSpec, Order};
-use mounts::{Backend, FrontEnds, Holding, MountState, Record, layer_name};
+use mounts::{Backend, FrontEnds, MountState, Record};
 use oci::{Digest, ImageConfig, Platform};
 use opentelemetry::KeyValue;
 use parking_lot::Mutex;
@@ -243,7 +245,7 @@ impl Daemon {
     }
 
     /// Takes over every mount of a predecessor. No registry is asked.
-    fn adopt_all(&self, holding: &Holding) -> Result<()> {
+    fn adopt_all(&self) -> Result<()> {
         let records = self.front_ends.records().context("reading the records of mounts")?;
         let mounted = sys::mount::mountinfo().context("reading what is mounted")?;
         for record in &records {
@@ -251,10 +253,10 @@ impl Daemon {
                 self.condemn(&record.layers);
             }
         }
-        self.load_ahead(&records, holding);
+        self.load_ahead(&records);
         for record in records {
             let (id, dir) = (record.id.clone(), record.dir.clone());
-            let adopted = self.load(&record.manifest, holding).and_then(|image| {
+            let adopted = self.load(&record.manifest).and_then(|image| {
                 let state = self.front_ends.adopt(record, &image.to_mount(&self.root), &mounted)?;
                 Ok((state, image))
             });
@@ -276,12 +278,12 @@ impl Daemon {
 
     /// Loads the images of mounts with all processors: readers wait meanwhile. What cannot be loaded, whoever
     /// takes the mount over meets again.
-    fn load_ahead(&self, records: &[Record], holding: &Holding) {
+    fn load_ahead(&self, records: &[Record]) {
         let manifests: BTreeSet<Digest> = records.iter().map(|record| record.manifest).collect();
         let manifests: Vec<Digest> = manifests.into_iter().collect();
         let n_threads = std::thread::available_parallelism().map_or(1, NonZero::get);
         at_once(&manifests, n_threads, |manifest| {
-            if let Err(err) = self.load(manifest, holding) {
+            if let Err(err) = self.load(manifest) {
                 tracing::debug!(%manifest, error = in_full(&err), "image not loaded");
             }
         });
@@ -322,7 +324,7 @@ impl Daemon {
     }
 
     /// An image that was mounted before, from what is written down of it.
-    fn load(&self, manifest: &Digest, holding: &Holding) -> Result<Arc<LoadedImage>> {
+    fn load(&self, manifest: &Digest) -> Result<Arc<LoadedImage>> {
         if let Some(image) = self.images.lock().get(manifest) {
             return Ok(Arc::clone(image));
         }
@@ -331,7 +333,7 @@ impl Daemon {
         let origin = Origin::open(&record.image_name()?, &self.client(&record.access))?;
         let load = |layer: &Digest| self.indexes.load_without_toc(layer);
         let indexes = indexes_of(&image, load)?;
-        self.assemble(record, &image, &origin, (indexes, Vec::new()), Some(holding))
+        self.assemble(record, &image, &origin, (indexes, Vec::new()), true)
     }
 
     /// Puts an image's layers into the engine.
@@ -341,10 +343,10 @@ impl Daemon {
         image: &Image,
         origin: &Origin,
         (indexes, start): (Vec<StoredIndex>, Vec<(usize, Range<u64>)>),
-        holding: Option<&Holding>,
+        is_adopted: bool,
     ) -> Result<Arc<LoadedImage>> {
         let tree = Arc::new(tree_of(&indexes));
-        if holding.is_none() {
+        if !is_adopted {
             // What cannot be mounted is refused before anything is done for it.
             tree.get()?;
         }
@@ -354,7 +356,7 @@ impl Daemon {
                 layer,
                 index,
                 (origin, record.tuning.deadline),
-                holding,
+                is_adopted,
             )?);
         }
         let manifest = record.descriptor.digest;
@@ -371,24 +373,43 @@ impl Daemon {
         Ok(loaded)
     }
 
+    /// Opens what the cache has of a layer, and says whether its file was held: then it may be watched, and
+    /// only through the descriptor that was opened before does nobody wait for himself.
+    fn cached_layer(
+        &self,
+        layer: &Digest,
+        index: &StoredIndex,
+        is_adopted: bool,
+    ) -> Result<(Arc<cache::Layer>, bool)> {
+        let open = |held| self.store.layer(layer, shape_of(index), held);
+        let Some(held) = self.front_ends.held_layer(layer) else { return Ok((open(None)?, false)) };
+        let same = held.try_clone()?;
+        match open(Some(held)) {
+            // A daemon died in the middle of a mount, and the cache has given up that file since.
+            Err(OpenLayerError::ForeignDescriptor) if !is_adopted => {
+                self.front_ends.let_go_of_layer(layer, same.as_fd());
+                Ok((open(None)?, false))
+            }
+            opened => Ok((opened?, true)),
+        }
+    }
+
     fn engine_layer(
         &self,
         layer: &ImageLayer,
         index: StoredIndex,
         (origin, deadline): (&Origin, Duration),
-        holding: Option<&Holding>,
+        is_adopted: bool,
     ) -> Result<Arc<Layer>> {
         let mut layers = self.layers.lock();
         if let Some(known) = layers.get(&layer.digest) {
             return Ok(Arc::clone(known));
         }
-        let held = holding.and_then(|holding| holding.get(&layer_name(&layer.digest)));
-        let is_new = held.is_none();
-        let cached = self.store.layer(&layer.digest, shape_of(&index), held.map(|(_, fd)| fd))?;
+        let (cached, was_held) = self.cached_layer(&layer.digest, &index, is_adopted)?;
         if let Some(why) = cached.discarded() {
             tracing::warn!(layer = %layer.digest, %why, "cached bytes of a layer are not used");
         }
-        if is_new && cached.proven().is_none() {
+        if !was_held && cached.proven().is_none() {
             // Nobody knows what happened to it while it lay there.
             cached.doubt();
         }
@@ -545,7 +566,7 @@ impl Daemon {
         }
         let index = index.try_clone().map_err(anyhow::Error::from);
         let deadline = how.tuning.deadline;
-        match index.and_then(|index| self.engine_layer(layer, index, (origin, deadline), None)) {
+        match index.and_then(|index| self.engine_layer(layer, index, (origin, deadline), false)) {
             Ok(layer) => ranges.iter().for_each(|range| start.prefetch(&layer, range)),
             // Whoever loads the image meets it again.
             Err(err) => tracing::debug!(layer = %layer.digest, error = in_full(&err), "not begun"),
@@ -595,7 +616,7 @@ impl Daemon {
                 record.save(&self.root).context("writing down the image")?;
                 let start = indexes.start;
                 let indexes = indexes.layers.into_iter().flatten().collect();
-                return self.assemble(record, &image, origin, (indexes, start), None);
+                return self.assemble(record, &image, origin, (indexes, start), false);
             }
             // It may take minutes, and other images need not wait for it.
             drop(one_at_a_time);

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -411,6 +411,20 @@ impl FrontEnds {
         Ok(())
     }
 
+    /// The descriptor of a layer's file that the keeper holds, if it does: the file is watched, and was opened
+    /// before. That is so of the layers of all mounts through `erofs`, and of those of a mount in the middle of
+    /// which a daemon has died, whether or not it wrote down that there is one.
+    #[must_use]
+    pub fn held_layer(&self, layer: &Digest) -> Option<OwnedFd> {
+        self.holding.get(&layer_name(layer)).map(|(_, fd)| fd)
+    }
+
+    /// Lets go of what [`held_layer`](Self::held_layer) gives, if it turned out not to be the layer's file.
+    pub fn let_go_of_layer(&self, layer: &Digest, held: BorrowedFd<'_>) {
+        self.precontent.iter().for_each(|precontent| precontent.forget(held));
+        self.holding.remove(&layer_name(layer));
+    }
+
     /// Leaves the descriptor of a layer's file with the keeper. It was opened before the mark.
     fn hold_layer(&self, layer: &Layer) -> io::Result<()> {
         self.holding.put(&layer_name(layer.digest()), &[], layer.data().as_fd())
@@ -757,7 +771,7 @@ fn record_id() -> String {
 /// Whoever opens a marked file by its name gets a descriptor whose own accesses raise events, and
 /// would wait for itself: a daemon goes on with its predecessor's.
 #[must_use]
-pub fn layer_name(layer: &Digest) -> String {
+fn layer_name(layer: &Digest) -> String {
     format!("layer/{}", layer.hex())
 }
 

@@ -18,7 +18,7 @@ mod served;
 mod users;
 
 pub use error::{BackendError, EvictLayerError, MountImageError, UnmountImageError};
-pub use front_ends::{FrontEnds, ImageToMount, MountState, Mounted, layer_name};
+pub use front_ends::{FrontEnds, ImageToMount, MountState, Mounted};
 pub use holding::Holding;
 pub use precontent::{PreContent, PreContentError};
 pub use probe::{Probe, try_user_namespaces};

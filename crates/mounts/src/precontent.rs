@@ -144,6 +144,12 @@ impl PreContent {
         self.inner.group.mark(file)
     }
 
+    /// Watches a file no more that belongs to no layer.
+    pub fn forget(&self, file: BorrowedFd<'_>) {
+        // ENOENT: it was not watched.
+        self.inner.group.unmark(file).ok();
+    }
+
     /// After the mount: readers of a sealed layer need not come to us, now or once it is sealed.
     pub fn mounted(&self, layer: &Arc<Layer>) {
         layer.add_gate(Arc::new(Release {

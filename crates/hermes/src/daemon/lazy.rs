@@ -460,7 +460,7 @@ impl Daemon {
         record.save(&self.root).context("writing down the image")?;
         let image = record.image()?;
         let indexes = super::indexes_of(&image, |layer| self.indexes.load(layer))?;
-        self.assemble(record, &image, origin, (indexes, Vec::new()), None)
+        self.assemble(record, &image, origin, (indexes, Vec::new()), false)
     }
 }
 

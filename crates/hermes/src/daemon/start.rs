@@ -65,7 +65,7 @@ pub(crate) fn run(common: &GlobalArguments, arguments: &DaemonArguments) -> Resu
     let daemon = Daemon::new(&root, parts, (&tuning, traces, reads), runtime.handle())?;
     let daemon = Arc::new(daemon);
     runtime.spawn(follow::run(Arc::downgrade(&daemon), told));
-    daemon.adopt_all(&holding)?;
+    daemon.adopt_all()?;
     daemon.front_ends.listen(orphans)?;
     daemon.clear_abandoned_runs();
     let ready = || -> Result<()> {

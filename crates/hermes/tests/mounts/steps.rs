@@ -1,4 +1,4 @@
-//! A daemon that is killed at each step of an eviction: just before the system call that makes it.
+//! A daemon that is killed at each step of an eviction, or of a mount: just before the system call that makes it.
 //!
 //! Needs `strace`, which kills it there.
 
@@ -122,4 +122,36 @@ fn a_kill_at_any_step_of_an_eviction_costs_no_byte_through_fuse() {
     let steps =
         [("unlinkat", 1), ("fsync", 1), ("fdatasync", 1), ("fallocate", 1), ("fallocate", 2)];
     a_kill_at_any_step_costs_no_byte("fuse", &steps);
+}
+
+/// Has a daemon killed in the middle of a mount, and another one mount the same image.
+#[test]
+fn a_kill_at_any_step_of_a_mount_does_not_stand_in_the_way_of_the_next_one() {
+    let setup = Setup::new();
+    let (name, contents) = image_from(&setup, "again", 0..3, 1 << 20);
+    let (other, _) = image_from(&setup, "other", 10..11, 1000);
+    setup.index(&name);
+    let options = ["--completion", "never", "--backend", "erofs"];
+    let kept = setup.mount(&other, "other", &options);
+    // The upper layer is watched, then the image is mounted, then that is written down.
+    let steps = [("fanotify_mark", 1), ("fsopen", 1), ("move_mount", 1), ("fsync", 1)];
+    for (step, (call, when)) in steps.into_iter().enumerate() {
+        let (broken, whole) = (format!("broken-{step}"), format!("whole-{step}"));
+        // Nothing of it is here: what it is mounted for has to be fetched, and written.
+        setup.index(&name);
+        let pid = setup.daemon_pid().unwrap();
+        let trap = Trap::set(&setup, pid, call, when);
+        let dir = setup.path(&broken);
+        setup.run(&[&["mount", &name, dir.to_str().unwrap()], &options[..]].concat());
+        let died = || setup.daemon_pid_if_any().filter(|found| *found != pid);
+        setup.until(&format!("the daemon dies at {call} {when}"), died);
+        drop(trap);
+        // Nobody may be asked about what he himself does to a file.
+        let dir = setup.mount(&name, &whole, &options);
+        check(&dir, &contents);
+        setup.ok(&["umount", dir.to_str().unwrap()]);
+        setup.run(&["umount", setup.path(&broken).to_str().unwrap()]);
+    }
+    setup.ok(&["umount", kept.to_str().unwrap()]);
+    assert!(!setup.log().contains("cannot be checked"), "{}", setup.log());
 }
