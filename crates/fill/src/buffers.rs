@@ -61,8 +61,9 @@ impl Drop for Lent {
 /// So many lie about at most, for ever.
 const MOST_FREE: usize = 8;
 
-/// None of them is longer, in bytes: SOCI's spans are of 4 MiB before they are compressed.
-const LONGEST: usize = 2 << 20;
+/// None of them is longer, in bytes. What a buffer has beyond its span is in memory as well: of long spans that
+/// would be megabytes, and they are few.
+const LONGEST: usize = 1 << 20;
 
 #[cfg(test)]
 mod tests {
