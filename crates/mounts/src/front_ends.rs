@@ -770,7 +770,6 @@ fn record_id() -> String {
 ///
 /// Whoever opens a marked file by its name gets a descriptor whose own accesses raise events, and
 /// would wait for itself: a daemon goes on with its predecessor's.
-#[must_use]
 fn layer_name(layer: &Digest) -> String {
     format!("layer/{}", layer.hex())
 }
