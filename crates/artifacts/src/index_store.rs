@@ -7,7 +7,9 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use index::{Parts, WindowError};
 use oci::Digest;
+use oci::span_index::WindowsBlob;
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use ztoc::{Compression, Limits, ParseZtocError, ReadTocError, Toc, TocEntry, Ztoc};
@@ -57,6 +59,9 @@ struct Note {
     /// The blob of a registry that it was in, if that is more than itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     blob: Option<Digest>,
+    /// The blob with its windows, if these are apart.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    windows: Option<Digest>,
 }
 
 /// A zTOC of the store.
@@ -64,8 +69,10 @@ struct Note {
 pub struct StoredIndex {
     /// The zTOC, without its windows and its table of contents.
     pub ztoc: Ztoc,
-    /// The blob, from which windows are read.
+    /// The zTOC as a document.
     pub file: File,
+    /// Its windows, if they are apart.
+    pub windows: Option<StoredWindows>,
     /// Digest of the blob.
     pub digest: Digest,
     /// Where it came from.
@@ -76,7 +83,28 @@ pub struct StoredIndex {
     pub toc: Arc<Toc>,
 }
 
+/// The windows of a zTOC, apart from it.
+#[derive(Debug)]
+pub struct StoredWindows {
+    /// As much of the blob as was fetched, each window at its place. Whoever reads one checks it.
+    pub file: File,
+    /// The blob.
+    pub blob: WindowsBlob,
+}
+
+impl StoredWindows {
+    fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { file: self.file.try_clone()?, blob: self.blob })
+    }
+}
+
 impl StoredIndex {
+    /// The file that windows are read from.
+    #[must_use]
+    pub fn window_file(&self) -> &File {
+        self.windows.as_ref().map_or(&self.file, |windows| &windows.file)
+    }
+
     /// About how many bytes of memory its table of contents takes, if it was read.
     pub(crate) fn toc_bytes(&self) -> u64 {
         let entries = self.toc.get().unwrap_or_default();
@@ -88,21 +116,33 @@ impl StoredIndex {
     /// # Errors
     /// When the process has too many files open.
     pub fn try_clone(&self) -> io::Result<Self> {
-        let Self { ref ztoc, ref file, digest, origin, streamed, ref toc } = *self;
+        let Self { ref ztoc, ref file, ref windows, digest, origin, streamed, ref toc } = *self;
+        let windows = windows.as_ref().map(StoredWindows::try_clone).transpose()?;
         let (ztoc, file, toc) = (ztoc.clone(), file.try_clone()?, Arc::clone(toc));
-        Ok(Self { ztoc, file, digest, origin, streamed, toc })
+        Ok(Self { ztoc, file, windows, digest, origin, streamed, toc })
     }
 
-    fn new(mut ztoc: Ztoc, file: File, note: &Note) -> Self {
+    fn new(mut ztoc: Ztoc, files: Files, note: &Note) -> Self {
         let toc = Toc::from(std::mem::take(&mut ztoc.toc));
-        Self::with_toc(ztoc, file, note, toc)
+        Self::with_toc(ztoc, files, note, toc)
     }
 
-    fn with_toc(ztoc: Ztoc, file: File, note: &Note, toc: Toc) -> Self {
+    fn with_toc(ztoc: Ztoc, files: Files, note: &Note, toc: Toc) -> Self {
         let toc = Arc::new(toc);
-        let Note { ztoc: digest, origin, streamed, blob: _ } = *note;
-        Self { ztoc, file, digest, origin, streamed, toc }
+        let Files { document: file, windows } = files;
+        let blob = note.windows.zip(ztoc.spans.windows_apart());
+        let blob = blob.map(|(digest, size)| WindowsBlob { digest, size });
+        let windows = windows.zip(blob).map(|(file, blob)| StoredWindows { file, blob });
+        let Note { ztoc: digest, origin, streamed, blob: _, windows: _ } = *note;
+        Self { ztoc, file, windows, digest, origin, streamed, toc }
     }
+}
+
+/// What is open of an index.
+struct Files {
+    document: File,
+    /// Where the windows are apart.
+    windows: Option<File>,
 }
 
 /// An index cannot be stored or read.
@@ -123,6 +163,14 @@ pub enum StoreIndexError {
     TooMuch {
         /// The limit.
         limit: u64,
+    },
+    /// A window of a zTOC cannot be had.
+    #[error("the windows of the index of layer {layer}")]
+    Windows {
+        /// The layer.
+        layer: Digest,
+        /// Why not.
+        source: WindowError,
     },
     /// The bytes are no zTOC of this layer.
     #[error("the index of layer {layer} is unusable: {why}")]
@@ -151,7 +199,7 @@ impl IndexStore {
     /// When the disk cannot be read.
     pub fn load(&self, layer: &Digest) -> Result<Option<StoredIndex>, StoreIndexError> {
         let parsed = self.load_by(layer, |bytes| Ztoc::parse(bytes, &Limits::default()))?;
-        Ok(parsed.map(|(note, ztoc, file)| StoredIndex::new(ztoc, file, &note)))
+        Ok(parsed.map(|(note, ztoc, files)| StoredIndex::new(ztoc, files, &note)))
     }
 
     /// The index of `layer` as by [`load`](Self::load). Its bytes are checked now, but its table of contents
@@ -161,21 +209,21 @@ impl IndexStore {
     /// When the disk cannot be read.
     pub fn load_without_toc(&self, layer: &Digest) -> Result<Option<StoredIndex>, StoreIndexError> {
         let parse = |bytes: &[u8]| Ztoc::parse_without_toc(bytes, &Limits::default());
-        let Some((note, ztoc, file)) = self.load_by(layer, parse)? else { return Ok(None) };
+        let Some((note, ztoc, files)) = self.load_by(layer, parse)? else { return Ok(None) };
         // The name may stand for another index by then.
-        let same = file.try_clone();
+        let same = files.document.try_clone();
         let same =
             same.map_err(|source| StoreIndexError::Io { path: self.paths(layer).0, source })?;
         let digest = note.ztoc;
         let toc = Toc::later(move || read_toc(&same, &digest).map_err(ReadTocError::new));
-        Ok(Some(StoredIndex::with_toc(ztoc, file, &note, toc)))
+        Ok(Some(StoredIndex::with_toc(ztoc, files, &note, toc)))
     }
 
     fn load_by(
         &self,
         layer: &Digest,
         parse: impl Fn(&[u8]) -> Result<Ztoc, ParseZtocError>,
-    ) -> Result<Option<(Note, Ztoc, File)>, StoreIndexError> {
+    ) -> Result<Option<(Note, Ztoc, Files)>, StoreIndexError> {
         let (path, note) = self.paths(layer);
         let note = match fs::read(&note) {
             Ok(note) => note,
@@ -189,9 +237,8 @@ impl IndexStore {
         };
         match check(layer, &note, &bytes, parse) {
             Ok((note, ztoc)) => {
-                let file =
-                    File::open(&path).map_err(|source| StoreIndexError::Io { path, source })?;
-                Ok(Some((note, ztoc, file)))
+                let files = self.open_files(layer, &note)?;
+                Ok(Some((note, ztoc, files)))
             }
             Err(err) => {
                 tracing::warn!(%layer, error = %err, "stored index dropped");
@@ -212,6 +259,33 @@ impl IndexStore {
         bytes: &[u8],
         origin: IndexOrigin,
     ) -> Result<StoredIndex, StoreIndexError> {
+        self.save_with(layer, layer_size, bytes, None, origin)
+    }
+
+    /// As [`save`](Self::save), for a zTOC whose windows are apart, in the blob `windows`: none of them is
+    /// there yet.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn save_without_windows(
+        &self,
+        layer: &Digest,
+        layer_size: u64,
+        bytes: &[u8],
+        windows: &WindowsBlob,
+        origin: IndexOrigin,
+    ) -> Result<StoredIndex, StoreIndexError> {
+        self.save_with(layer, layer_size, bytes, Some(windows), origin)
+    }
+
+    fn save_with(
+        &self,
+        layer: &Digest,
+        layer_size: u64,
+        bytes: &[u8],
+        windows: Option<&WindowsBlob>,
+        origin: IndexOrigin,
+    ) -> Result<StoredIndex, StoreIndexError> {
         let unusable = |why: String| StoreIndexError::Unusable { layer: *layer, why };
         let ztoc = parse(layer, bytes)?;
         if ztoc.compressed_size != layer_size {
@@ -220,7 +294,11 @@ impl IndexStore {
                 "it is made for a blob of {size} bytes, this has {layer_size}"
             )));
         }
-        let note = Note { ztoc: Digest::of(bytes), origin, streamed: false, blob: None };
+        if ztoc.spans.windows_apart() != windows.map(|windows| windows.size) {
+            return Err(unusable("its windows are not where they should be".to_owned()));
+        }
+        let (ztoc_digest, windows) = (Digest::of(bytes), windows.map(|windows| windows.digest));
+        let note = Note { ztoc: ztoc_digest, origin, streamed: false, blob: None, windows };
         self.write(layer, bytes, &note, ztoc)
     }
 
@@ -253,7 +331,8 @@ impl IndexStore {
         bytes: &[u8],
         origin: IndexOrigin,
     ) -> Result<StoredIndex, StoreIndexError> {
-        let note = Note { ztoc: Digest::of(bytes), origin, streamed: true, blob: None };
+        let ztoc_digest = Digest::of(bytes);
+        let note = Note { ztoc: ztoc_digest, origin, streamed: true, blob: None, windows: None };
         let ztoc = parse(layer, bytes)?;
         check_streamed(layer, &ztoc)?;
         self.write(layer, bytes, &note, ztoc)
@@ -272,8 +351,23 @@ impl IndexStore {
         let _one_at_a_time = self.writing.lock();
         let failed = |source| StoreIndexError::Io { path: path.clone(), source };
         sys::files::replace(&path, bytes).map_err(failed)?;
+        // Whoever has the windows of another index open keeps them.
+        remove_file(&self.windows_path(layer))?;
         self.write_note(layer, note)?;
-        Ok(StoredIndex::new(ztoc, File::open(&path).map_err(failed)?, note))
+        Ok(StoredIndex::new(ztoc, self.open_files(layer, note)?, note))
+    }
+
+    fn open_files(&self, layer: &Digest, note: &Note) -> Result<Files, StoreIndexError> {
+        let (path, _) = self.paths(layer);
+        let document = File::open(&path).map_err(|source| StoreIndexError::Io { path, source })?;
+        let open = |_windows| {
+            let path = self.windows_path(layer);
+            let options =
+                File::options().read(true).write(true).create(true).truncate(false).open(&path);
+            options.map_err(|source| StoreIndexError::Io { path, source })
+        };
+        let windows = note.windows.map(open).transpose()?;
+        Ok(Files { document, windows })
     }
 
     /// Sees to it that the index of `layer` outlives a loss of power.
@@ -360,12 +454,8 @@ impl IndexStore {
     pub fn remove(&self, layer: &Digest) -> Result<bool, StoreIndexError> {
         let (path, note) = self.paths(layer);
         let mut removed = false;
-        for path in [note, path, self.soci_path(layer)] {
-            match fs::remove_file(&path) {
-                Ok(()) => removed = true,
-                Err(err) if err.kind() == io::ErrorKind::NotFound => {}
-                Err(source) => return Err(StoreIndexError::Io { path, source }),
-            }
+        for path in [note, path, self.soci_path(layer), self.windows_path(layer)] {
+            removed |= remove_file(&path)?;
         }
         Ok(removed)
     }
@@ -389,11 +479,11 @@ impl IndexStore {
     /// The zTOC of a layer with the spans that SOCI cuts, and its span size.
     ///
     /// # Errors
-    /// When it cannot be read or is damaged.
+    /// As [`whole`](Self::whole).
     pub fn soci_blob(&self, layer: &Digest) -> Result<(Vec<u8>, u64), StoreIndexError> {
         let path = self.soci_path(layer);
         let bytes = match fs::read(&path) {
-            Err(err) if err.kind() == io::ErrorKind::NotFound => self.blob(layer)?,
+            Err(err) if err.kind() == io::ErrorKind::NotFound => self.whole(layer)?,
             read => read.map_err(|source| StoreIndexError::Io { path, source })?,
         };
         let parsed = Ztoc::parse(&bytes, &Limits::default());
@@ -402,13 +492,43 @@ impl IndexStore {
         Ok((bytes, span_size))
     }
 
-    /// The blob of a stored zTOC.
+    /// A stored zTOC as a document with its windows inside; those that are apart must all have been fetched.
     ///
     /// # Errors
-    /// When it cannot be read.
-    pub fn blob(&self, layer: &Digest) -> Result<Vec<u8>, StoreIndexError> {
+    /// When it cannot be read or is damaged, and when one of its windows is not there.
+    pub fn whole(&self, layer: &Digest) -> Result<Vec<u8>, StoreIndexError> {
         let (path, _) = self.paths(layer);
-        fs::read(&path).map_err(|source| StoreIndexError::Io { path, source })
+        let bytes = fs::read(&path).map_err(|source| StoreIndexError::Io { path, source })?;
+        let ztoc = parse(layer, &bytes)?;
+        if ztoc.spans.windows_apart().is_none() {
+            return Ok(bytes);
+        }
+        let path = self.windows_path(layer);
+        let windows = File::open(&path).map_err(|source| StoreIndexError::Io { path, source })?;
+        index::with_windows_inside(&ztoc, &windows)
+            .map_err(|source| StoreIndexError::Windows { layer: *layer, source })
+    }
+
+    /// A stored zTOC as Hermes' own index has it: the document, and its windows where they are apart from it.
+    ///
+    /// # Errors
+    /// As [`whole`](Self::whole).
+    pub fn in_parts(&self, layer: &Digest) -> Result<(Vec<u8>, Option<Vec<u8>>), StoreIndexError> {
+        let whole = self.whole(layer)?;
+        let ztoc = parse(layer, &whole)?;
+        if ztoc.spans.len() < MANY_WINDOWS {
+            return Ok((whole, None));
+        }
+        let apart = index::with_windows_apart(&ztoc, &whole);
+        let apart = apart.map_err(|source| StoreIndexError::Windows { layer: *layer, source })?;
+        Ok(match apart {
+            Some(Parts { document, windows }) => (document, Some(windows)),
+            None => (whole, None),
+        })
+    }
+
+    fn windows_path(&self, layer: &Digest) -> PathBuf {
+        self.dir.join(format!("{}.windows", layer.hex()))
     }
 
     fn soci_path(&self, layer: &Digest) -> PathBuf {
@@ -438,6 +558,9 @@ fn check(
         return Err(unusable("its bytes have changed".to_owned()));
     }
     let ztoc = parse(bytes).map_err(|err| unusable(err.to_string()))?;
+    if note.windows.is_some() != ztoc.spans.windows_apart().is_some() {
+        return Err(unusable("its windows are not where they should be".to_owned()));
+    }
     if note.streamed {
         check_streamed(layer, &ztoc)?;
     }
@@ -453,6 +576,15 @@ fn read_toc(file: &File, digest: &Digest) -> io::Result<Vec<TocEntry>> {
     }
     let ztoc = Ztoc::parse(&bytes, &Limits::default());
     Ok(ztoc.map_err(io::Error::other)?.toc)
+}
+
+/// Whether there was one.
+fn remove_file(path: &Path) -> Result<bool, StoreIndexError> {
+    match fs::remove_file(path) {
+        Ok(()) => Ok(true),
+        Err(err) if err.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(StoreIndexError::Io { path: path.to_owned(), source }),
+    }
 }
 
 fn parse(layer: &Digest, bytes: &[u8]) -> Result<Ztoc, StoreIndexError> {
@@ -471,6 +603,9 @@ fn check_streamed(layer: &Digest, ztoc: &Ztoc) -> Result<(), StoreIndexError> {
     };
     Err(StoreIndexError::Unusable { layer: *layer, why })
 }
+
+/// An index with fewer spans comes as soon as one without their windows, and needs one request.
+const MANY_WINDOWS: u32 = 96;
 
 /// The bytes of a streamed layer's span are in memory until its digest is known to be right.
 const MAX_STREAMED_SPAN: u64 = 4 << 20;

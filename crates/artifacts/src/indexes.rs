@@ -2,16 +2,17 @@
 
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 
 use bytes::Bytes;
 use causes::in_full;
 use futures_util::StreamExt;
 use futures_util::stream;
 use oci::soci::{self, SociIndex, Version};
-use oci::span_index::{self, SpanIndex};
+use oci::span_index::{self, SpanIndex, WindowsBlob};
 use oci::{Descriptor, Digest, LayerCompression, Manifest};
 
-use crate::index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex};
+use crate::index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex, StoredWindows};
 use crate::local::MAX_DOCUMENT;
 use crate::origin::{Origin, OriginError};
 
@@ -96,6 +97,32 @@ pub async fn find_indexes(
     let reason = fetch_ztocs(origin, manifest, store, (&remote, room), fill).await?;
     let (start, outcome) = (remote.start(manifest), IndexOutcome::Remote);
     Ok(FoundIndexes { layers, reason, outcome, start })
+}
+
+/// The windows of an index cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchWindowsError {
+    /// They do not come.
+    #[error("fetching the windows of an index")]
+    Origin(#[from] OriginError),
+    /// The disk does not take them.
+    #[error("storing the windows of an index")]
+    Write(#[source] io::Error),
+}
+
+/// Fetches the windows of an index, if they are apart and not all there: what reads a layer without the
+/// engine needs them here.
+///
+/// # Errors
+/// [`FetchWindowsError`].
+pub async fn have_windows(origin: &Origin, index: &StoredIndex) -> Result<(), FetchWindowsError> {
+    let Some(StoredWindows { file, blob }) = &index.windows else { return Ok(()) };
+    let spans = &index.ztoc.spans;
+    if spans.ids().all(|span| index::has_window(spans, span, file).unwrap_or(false)) {
+        return Ok(());
+    }
+    let bytes = origin.sized_blob(&blob.digest, blob.size.min(MAX_ZTOC)).await?;
+    file.write_all_at(&bytes, 0).map_err(FetchWindowsError::Write)
 }
 
 /// The indexes of the layers of an image that are in the store.
@@ -213,6 +240,7 @@ struct RemoteZtoc {
     /// Bytes of the zTOC, if the blob is compressed.
     plain_size: Option<u64>,
     streamed: bool,
+    windows: Option<WindowsBlob>,
     from: IndexOrigin,
 }
 
@@ -224,6 +252,7 @@ impl RemoteIndex {
                 size: entry.size,
                 plain_size: Some(entry.plain_size),
                 streamed: entry.streamed,
+                windows: entry.windows,
                 from: self.origin(),
             }),
             Self::Soci(index, _) => index.ztoc_for_layer(layer).map(|entry| RemoteZtoc {
@@ -231,6 +260,7 @@ impl RemoteIndex {
                 size: entry.size,
                 plain_size: None,
                 streamed: false,
+                windows: None,
                 from: self.origin(),
             }),
         }
@@ -357,9 +387,12 @@ fn keep_ztoc(
         }
         None => blob.clone(),
     };
-    let stored = match ztoc.streamed {
-        true => store.save_streamed(&layer, &bytes, ztoc.from),
-        false => store.save(&layer, layer_size, &bytes, ztoc.from),
+    let stored = match (ztoc.streamed, &ztoc.windows) {
+        (true, _) => store.save_streamed(&layer, &bytes, ztoc.from),
+        (false, None) => store.save(&layer, layer_size, &bytes, ztoc.from),
+        (false, Some(windows)) => {
+            store.save_without_windows(&layer, layer_size, &bytes, windows, ztoc.from)
+        }
     };
     let stored = stored.map_err(ZtocError::Store)?;
     if ztoc.plain_size.is_some() {

@@ -7,8 +7,11 @@ mod name;
 mod origin;
 mod push;
 
-pub use index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex};
-pub use indexes::{FoundIndexes, IndexCame, IndexOutcome, find_indexes, stored_indexes};
+pub use index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex, StoredWindows};
+pub use indexes::{
+    FetchWindowsError, FoundIndexes, IndexCame, IndexOutcome, find_indexes, have_windows,
+    stored_indexes,
+};
 pub use local::LocalError;
 pub use name::{ImageName, ParseImageNameError};
 pub use origin::{BlobStream, FoundAs, FoundManifest, Image, ImageLayer, Origin, OriginError};

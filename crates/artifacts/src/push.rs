@@ -8,10 +8,11 @@ use std::ops::Range;
 use oci::soci::{
     self, Conversion, SociIndex, ZtocEntry, convert_index, convert_manifest, wrap_manifest,
 };
-use oci::span_index::{SpanIndex, SpanIndexEntry};
+use oci::span_index::{SpanIndex, SpanIndexEntry, WindowsBlob};
 use oci::{Descriptor, Digest, ManifestOrIndex, media_type, parse_manifest};
 
 use crate::index_store::{IndexStore, StoreIndexError, StoredIndex};
+use crate::indexes::{FetchWindowsError, have_windows};
 use crate::origin::{FoundAs, Image, ImageLayer, Origin, OriginError};
 
 /// An index cannot be pushed.
@@ -26,6 +27,9 @@ pub enum PushIndexError {
     /// The store.
     #[error(transparent)]
     Store(#[from] StoreIndexError),
+    /// What the store lacks could not be fetched.
+    #[error(transparent)]
+    Windows(#[from] FetchWindowsError),
     /// There is no memory.
     #[error("compressing the index")]
     Compress(#[source] io::Error),
@@ -138,6 +142,7 @@ async fn push_ztocs(
     let mut pushed = Ztocs::default();
     for layer in &image.layers {
         let Some(stored) = store.load(&layer.digest)? else { continue };
+        have_windows(origin, &stored).await?;
         pushed.own.push(push_own(origin, layer, &stored, (store, start)).await?);
         if !stored.streamed {
             pushed.soci.push(push_soci(origin, layer, store).await?);
@@ -178,7 +183,11 @@ async fn push_own(
     stored: &StoredIndex,
     (store, start): (&IndexStore, &StartRanges),
 ) -> Result<SpanIndexEntry, PushIndexError> {
-    let blob = store.blob(&layer.digest)?;
+    let (blob, windows) = store.in_parts(&layer.digest)?;
+    let windows = match windows {
+        Some(windows) => Some(push_windows(origin, windows).await?),
+        None => None,
+    };
     let frame = zstd::encode_all(blob.as_slice(), LEVEL).map_err(PushIndexError::Compress)?;
     let entry = SpanIndexEntry {
         layer: layer.digest,
@@ -186,10 +195,17 @@ async fn push_own(
         size: frame.len() as u64,
         plain_size: blob.len() as u64,
         streamed: stored.streamed,
+        windows,
         start: start.get(&layer.digest).cloned().unwrap_or_default(),
     };
     origin.push_blob(&entry.digest, frame.into()).await?;
     Ok(entry)
+}
+
+async fn push_windows(origin: &Origin, windows: Vec<u8>) -> Result<WindowsBlob, PushIndexError> {
+    let blob = WindowsBlob { digest: Digest::of(&windows), size: windows.len() as u64 };
+    origin.push_blob(&blob.digest, windows.into()).await?;
+    Ok(blob)
 }
 
 async fn push_soci(

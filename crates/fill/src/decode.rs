@@ -1,10 +1,10 @@
 //! The threads that turn compressed spans into bytes of the layer's file.
 
-use std::os::unix::fs::FileExt;
 use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Instant;
 
+use bytes::Bytes;
 use oci::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 use ztoc::{SpanDecoder, SpanId};
@@ -21,6 +21,8 @@ pub(crate) struct Work {
     pub(crate) layer: Arc<Layer>,
     pub(crate) span: SpanId,
     pub(crate) compressed: Lent,
+    /// Its window, if that came with them.
+    pub(crate) window: Option<Bytes>,
     /// Who sent them.
     pub(crate) sender: Option<Arc<dyn Sender>>,
     pub(crate) class: plan::Class,
@@ -86,7 +88,8 @@ fn work(shared: &Weak<Shared>, is_patient: bool) {
         let Some(shared) = shared.upgrade() else { return };
         let Some(job) = shared.decode.lane(is_patient).pop() else { return };
         let begin = Instant::now();
-        let result = make(&job.layer, job.span, &job.compressed, &mut buffers);
+        let bytes = (&job.compressed[..], job.window.as_deref());
+        let result = make(&job.layer, job.span, bytes, &mut buffers);
         let (digest, took) = (job.layer.digest(), begin.elapsed());
         let waited = begin - job.since;
         tracing::debug!(layer = %digest, span = job.span.0, ?waited, ?took, "a span was made");
@@ -113,16 +116,16 @@ pub(crate) struct Buffers {
 
 impl Buffers {
     pub(crate) fn new() -> Self {
-        Self { window: vec![0; WINDOW], out: vec![0; PIECE] }
+        Self { window: Vec::new(), out: vec![0; PIECE] }
     }
 }
 
 /// Checks, inflates and writes one span, unless it is there; readers are woken as their bytes are
-/// written.
+/// written. Its window is read from where windows are kept unless it is given.
 pub(crate) fn make(
     layer: &Layer,
     span: SpanId,
-    compressed: &[u8],
+    (compressed, window): (&[u8], Option<&[u8]>),
     buffers: &mut Buffers,
 ) -> Result<(), SpanFault> {
     let spec = layer.spec();
@@ -131,15 +134,12 @@ pub(crate) fn make(
         return Err(SpanFault::WrongBytes { span, found, expected });
     }
     let Some(making) = layer.begin(span) else { return Ok(()) };
-    let window: &[u8] = match spec.spans.window_position(span) {
-        None => &[],
-        Some(position) => {
-            let read = spec.ztoc.read_exact_at(&mut buffers.window, position);
-            read.map_err(|source| SpanFault::Window { span, source })?;
-            &buffers.window
-        }
+    let window = match window {
+        Some(frame) => index::decompress_window(frame, &mut buffers.window),
+        None => index::read_window(&spec.spans, span, &spec.windows, &mut buffers.window),
     };
-    let mut decoder = SpanDecoder::new(&spec.spans, span, compressed, window)?;
+    window.map_err(|source| SpanFault::Window { span, source })?;
+    let mut decoder = SpanDecoder::new(&spec.spans, span, compressed, &buffers.window)?;
     let range = spec.spans.uncompressed_range(span);
     let (mut at, mut checksum, mut tail) = (range.start, 0, Vec::new());
     loop {
@@ -167,8 +167,6 @@ pub(crate) fn make(
     spec.cache.mark_present(span.0, checksum)?;
     Ok(())
 }
-
-const WINDOW: usize = 32 * 1024;
 
 /// Against a program that computes: a tenth of its share.
 const NICENESS: i32 = 10;

@@ -4,7 +4,7 @@ use std::io;
 use std::ops::Range;
 use std::time::Duration;
 
-use index::ZstdError;
+use index::{WindowError, ZstdError};
 use oci::Digest;
 use ztoc::{DecodeSpanError, SpanId};
 
@@ -76,9 +76,9 @@ pub(crate) enum SpanFault {
     /// The whole blob makes less than its index says, or more.
     #[error("the layer does not unpack to the {expected} bytes that its index promises")]
     OtherLength { expected: u64 },
-    /// The zTOC blob could not be read.
-    #[error("reading the window of span {} from the stored zTOC", span.0)]
-    Window { span: SpanId, source: io::Error },
+    /// Its window cannot be had.
+    #[error("the window of span {} of the stored index", span.0)]
+    Window { span: SpanId, source: WindowError },
     /// The cache could not take the bytes.
     #[error("writing to the cache")]
     Cache(#[from] cache::WriteError),
@@ -92,7 +92,9 @@ impl SpanFault {
             | Self::Decode(_)
             | Self::Unpack(_)
             | Self::OtherLength { .. } => true,
-            Self::Source(_) | Self::Window { .. } | Self::Cache(_) => false,
+            // It was fetched before the span.
+            Self::Window { source, .. } => !matches!(source, WindowError::Read(_)),
+            Self::Source(_) | Self::Cache(_) => false,
         }
     }
 

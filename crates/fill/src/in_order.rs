@@ -333,7 +333,7 @@ impl Reading {
     /// Checks the span and writes it. A cache that does not take it is tried again: the stream waits.
     fn make(&mut self) -> Result<(), Stop> {
         loop {
-            match decode::make(&self.layer, self.span, &self.collected, &mut self.buffers) {
+            match decode::make(&self.layer, self.span, (&self.collected, None), &mut self.buffers) {
                 Ok(()) => {
                     self.layer.finished(self.span);
                     return Ok(());

@@ -18,6 +18,7 @@ use crate::gates::{Gate, Gates};
 use crate::hint;
 use crate::room::Room;
 use crate::source::Source;
+use crate::windows::Turns;
 
 mod in_order;
 mod making;
@@ -64,8 +65,11 @@ pub struct LayerSpec {
     pub order: Order,
     /// The table of contents, to be compared with the tar when the layer is whole.
     pub toc: Arc<Toc>,
-    /// The zTOC blob, from which windows are read when a span is inflated.
-    pub ztoc: File,
+    /// What windows are read from when a span is inflated: the zTOC, or where its windows are apart as much
+    /// of their blob as is there.
+    pub windows: File,
+    /// Where that blob comes from, if they are.
+    pub windows_source: Option<Arc<dyn Source>>,
     /// Where its bytes are kept.
     pub cache: Arc<cache::Layer>,
     /// Where its compressed bytes come from.
@@ -131,6 +135,7 @@ pub struct Layer {
     completing: AtomicBool,
     read_ahead: Mutex<plan::ReadAhead>,
     bytes_fetched: AtomicU64,
+    window_turns: Turns,
     shared: Weak<Shared>,
 }
 
@@ -173,6 +178,7 @@ impl Layer {
             completing: AtomicBool::new(false),
             read_ahead: Mutex::new(plan::ReadAhead::new(rules, layout)),
             bytes_fetched: AtomicU64::new(0),
+            window_turns: Turns::default(),
             shared,
         }
     }
@@ -359,6 +365,10 @@ impl Layer {
 
     pub(crate) fn spec(&self) -> &LayerSpec {
         &self.spec
+    }
+
+    pub(crate) fn window_turns(&self) -> &Turns {
+        &self.window_turns
     }
 
     pub(crate) fn count_fetched(&self, bytes: u64) {

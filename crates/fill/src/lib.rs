@@ -20,6 +20,7 @@ mod room;
 mod seal;
 mod source;
 mod transfer;
+mod windows;
 
 pub use durations::Durations;
 pub use engine::{Engine, EngineOptions, Event, Figures};

@@ -16,6 +16,7 @@ use crate::engine::Shared;
 use crate::error::SpanFault;
 use crate::layer::Layer;
 use crate::source::{Sender, SourceError, Transfer};
+use crate::windows;
 
 /// Who is receiving just now. A stream of a whole layer stands back while a reader's bytes arrive; ranged
 /// transfers need not, since few enough of their bytes are under way.
@@ -116,8 +117,12 @@ async fn receive(
     };
     shared.requests.fetch_add(1, Ordering::Relaxed);
     let mut asked = Some(Instant::now());
-    let opened = layer.spec().source.open(job.bytes.clone());
-    let opened = or_ask_again(shared, layer, cut.unfinished(), opened).await?;
+    // Nothing can be made of a span without its window.
+    let opened = async {
+        let opened = layer.spec().source.open(job.bytes.clone());
+        tokio::try_join!(opened, windows::fetch(shared, layer, job.spans.clone()))
+    };
+    let (opened, mut windows) = or_ask_again(shared, layer, cut.unfinished(), opened).await?;
     let Transfer { bytes: mut stream, sender } = opened;
     let sender: Option<Arc<dyn Sender>> = sender.map(Arc::from);
     let mut receiving = None;
@@ -136,9 +141,11 @@ async fn receive(
                 return shared.span_done(layer, span, Ok(()));
             }
             let share = share(&mut permit, compressed.len());
+            let window = windows.remove(&span.0);
             let (layer, sender, class) = (Arc::clone(layer), sender.clone(), job.class);
             let since = Instant::now();
-            let work = Work { layer, span, compressed, sender, class, since, _memory: share };
+            let work =
+                Work { layer, span, compressed, window, sender, class, since, _memory: share };
             shared.decode.push(work);
         });
     }

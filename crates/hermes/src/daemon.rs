@@ -30,10 +30,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result};
 use artifacts::{
     FoundIndexes, FoundManifest, Image, ImageLayer, IndexStore, Origin, StoreIndexError,
-    StoredIndex, find_indexes, stored_indexes,
+    StoredIndex, StoredWindows, find_indexes, stored_indexes,
 };
 use cache::OpenLayerError;
-use fill::{Durations, Engine, EngineOptions, Layer, LayerSpec, Order};
+use fill::{Durations, Engine, EngineOptions, Layer, LayerSpec, Order, Source};
 use mounts::{Backend, FrontEnds, MountState, Record};
 use oci::{Digest, ImageConfig, Platform};
 use opentelemetry::KeyValue;
@@ -415,15 +415,21 @@ impl Daemon {
         }
         let order =
             if index.streamed { Order::Stream { blob_bytes: layer.size } } else { Order::Any };
+        let blob = |digest| Arc::new(Blob { origin: origin.clone(), digest }) as Arc<dyn Source>;
+        let (windows, windows_source) = match index.windows {
+            Some(StoredWindows { file, blob: windows }) => (file, Some(blob(windows.digest))),
+            None => (index.file, None),
+        };
         let spec = LayerSpec {
             digest: layer.digest,
             order,
             diff_id: layer.diff_id,
             spans: Arc::new(index.ztoc.spans),
             toc: index.toc,
-            ztoc: index.file,
+            windows,
+            windows_source,
             cache: cached,
-            source: Arc::new(Blob { origin: origin.clone(), digest: layer.digest }),
+            source: blob(layer.digest),
             deadline,
         };
         let added = self.engine.add(spec);

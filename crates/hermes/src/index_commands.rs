@@ -80,6 +80,9 @@ struct IndexReport {
     ztoc: Digest,
     /// Its size in bytes.
     ztoc_size: u64,
+    /// The size of its windows in bytes, if they are apart.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    windows_size: Option<u64>,
     /// Where it came from.
     origin: artifacts::IndexOrigin,
     /// Whether the layer can only be read from its beginning: its compression has no checkpoints.
@@ -99,6 +102,7 @@ impl IndexReport {
         Ok(Self {
             ztoc: index.digest,
             ztoc_size: index.file.metadata().context("reading a stored index")?.len(),
+            windows_size: index.windows.as_ref().map(|windows| windows.blob.size),
             origin: index.origin,
             streamed: index.streamed,
             spans: spans.len(),
@@ -117,7 +121,11 @@ impl IndexReport {
             );
         }
         let (spans, span_size, ztoc) = (self.spans, bytes(self.span_size), self.ztoc);
-        format!("{files} files, {whole}, {spans} spans of {span_size}, zTOC {ztoc} of {ztoc_size}")
+        let windows = self.windows_size.map(|size| format!(" and windows of {}", bytes(size)));
+        let windows = windows.unwrap_or_default();
+        format!(
+            "{files} files, {whole}, {spans} spans of {span_size}, zTOC {ztoc} of {ztoc_size}{windows}"
+        )
     }
 }
 

@@ -4,6 +4,7 @@
 //! in its middle, so such a layer is *streamed*: its index is that of the tar that it decodes to, whose
 //! spans can be checked one after the other as they are decoded.
 
+mod windows;
 mod zstd;
 
 use std::io::{self, Read};
@@ -11,6 +12,10 @@ use std::io::{self, Read};
 use oci::{Digest, LayerCompression};
 use ztoc::{BuiltIndex, Compression, IndexError, Indexer, IndexerOptions, TocEntry, Ztoc};
 
+pub use crate::windows::{
+    Parts, WindowError, decompress_window, has_window, read_window, with_windows_apart,
+    with_windows_inside,
+};
 use crate::zstd::ZstdIndexer;
 pub use crate::zstd::{ZstdDecoder, ZstdError};
 

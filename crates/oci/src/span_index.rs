@@ -1,7 +1,7 @@
 //! Hermes' own index of an image: zTOCs with shorter spans than SOCI's, compressed, and those of layers
 //! that can only be read in order. It refers to the image as a SOCI index does, and lies beside it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ops::Range;
 
 use crate::media_type::{OCI_MANIFEST, essence};
@@ -12,8 +12,11 @@ use crate::{Descriptor, Digest, Manifest, ManifestOrIndex, ParseManifestError, p
 pub const ARTIFACT_TYPE: &str = "application/vnd.hermes.index.v1+json";
 /// The media type of a zTOC in it: one zstd frame.
 pub const ZTOC_TYPE: &str = "application/vnd.hermes.ztoc.v1+zstd";
+/// The media type of the windows of a zTOC that does not hold them itself: one zstd frame for each, in the
+/// order of their spans.
+pub const WINDOWS_TYPE: &str = "application/vnd.hermes.windows.v1+zstd";
 
-/// On a zTOC descriptor: the digest of its layer.
+/// On a descriptor of a zTOC or of windows: the digest of its layer.
 const LAYER_DIGEST: &str = "vnd.hermes.layer-digest";
 /// On a zTOC descriptor: the size of the zTOC in decimal bytes, once decompressed.
 const PLAIN_SIZE: &str = "vnd.hermes.size";
@@ -49,9 +52,20 @@ pub struct SpanIndexEntry {
     pub plain_size: u64,
     /// Whether the layer can only be read from its beginning.
     pub streamed: bool,
+    /// The windows of the zTOC, if it does not hold them itself.
+    pub windows: Option<WindowsBlob>,
     /// What of the layer's tar, in bytes, the image's own command needs before its first instruction. A
     /// hint: it may be wrong, or lie outside the layer.
     pub start: Vec<Range<u64>>,
+}
+
+/// A blob with the windows of a zTOC.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct WindowsBlob {
+    /// Its digest.
+    pub digest: Digest,
+    /// Its size in bytes.
+    pub size: u64,
 }
 
 /// Bytes that are no index of this kind.
@@ -88,7 +102,13 @@ impl SpanIndex {
             let found = manifest.config.media_type.chars().take(200).collect();
             return Err(ParseSpanIndexError::OfAnotherKind(found));
         }
-        let entries = manifest.layers.iter().filter_map(SpanIndexEntry::read).collect();
+        let windows = WindowsBlob::all_in(&manifest.layers);
+        let entries = manifest.layers.iter().filter_map(SpanIndexEntry::read);
+        let entries = entries.map(|entry| {
+            let windows = windows.get(&entry.layer).copied();
+            SpanIndexEntry { windows, ..entry }
+        });
+        let entries = entries.collect();
         Ok(Self { entries, subject: manifest.subject })
     }
 
@@ -100,7 +120,7 @@ impl SpanIndex {
             media_type: Some(OCI_MANIFEST.to_owned()),
             artifact_type: Some(ARTIFACT_TYPE.to_owned()),
             config: Descriptor::of(ARTIFACT_TYPE, CONFIG_BYTES),
-            layers: self.entries.iter().map(SpanIndexEntry::descriptor).collect(),
+            layers: self.entries.iter().flat_map(SpanIndexEntry::descriptors).collect(),
             subject: self.subject.clone(),
             annotations: BTreeMap::new(),
         };
@@ -132,8 +152,15 @@ impl SpanIndexEntry {
             size: descriptor.size,
             plain_size: annotation(PLAIN_SIZE)?.parse().ok()?,
             streamed: annotation(STREAMED).is_some(),
+            windows: None,
             start: annotation(START).map(|text| parse_ranges(text)).unwrap_or_default(),
         })
+    }
+
+    /// Of the zTOC, and of its windows where they are apart.
+    fn descriptors(&self) -> impl Iterator<Item = Descriptor> {
+        let windows = self.windows.as_ref().map(|windows| windows.descriptor(&self.layer));
+        std::iter::once(self.descriptor()).chain(windows)
     }
 
     fn descriptor(&self) -> Descriptor {
@@ -150,6 +177,25 @@ impl SpanIndexEntry {
         if !start.is_empty() {
             descriptor.annotations.insert(START.to_owned(), start.join(","));
         }
+        descriptor
+    }
+}
+
+impl WindowsBlob {
+    /// Those among an index's descriptors, by their layers.
+    fn all_in(descriptors: &[Descriptor]) -> HashMap<Digest, Self> {
+        let windows = |descriptor: &Descriptor| {
+            let is_windows = essence(&descriptor.media_type) == WINDOWS_TYPE;
+            let layer = descriptor.annotations.get(LAYER_DIGEST).filter(|_| is_windows)?;
+            let Descriptor { digest, size, .. } = *descriptor;
+            Some((layer.parse().ok()?, Self { digest, size }))
+        };
+        descriptors.iter().filter_map(windows).collect()
+    }
+
+    fn descriptor(&self, layer: &Digest) -> Descriptor {
+        let mut descriptor = Descriptor::new(WINDOWS_TYPE, self.digest, self.size);
+        descriptor.annotations.insert(LAYER_DIGEST.to_owned(), layer.to_string());
         descriptor
     }
 }
@@ -177,6 +223,7 @@ mod tests {
             size: 10,
             plain_size: 1000,
             streamed,
+            windows: (!streamed).then(|| WindowsBlob { digest: Digest::of(b"windows"), size: 7 }),
             start: if streamed { vec![] } else { vec![512..1024, 4096..1 << 40] },
         };
         let index = SpanIndex::new(&subject, vec![entry(b"a", false), entry(b"b", true)]);

@@ -66,7 +66,7 @@ enum Phase {
 
 impl<'a> SpanDecoder<'a> {
     /// Begins a span. `compressed` is exactly [`SpanTable::compressed_range`] of the layer; `window`
-    /// is the [`WINDOW_SIZE`] bytes at [`SpanTable::window_position`], or empty where that is `None`.
+    /// is the [`WINDOW_SIZE`] bytes of [`SpanTable::window`], or empty where that is `None`.
     ///
     /// # Errors
     /// [`DecodeSpanError::WrongLength`] if they are not of that length.
@@ -81,7 +81,7 @@ impl<'a> SpanDecoder<'a> {
     ) -> Result<Self, DecodeSpanError> {
         let range = table.compressed_range(span);
         check_len(span, compressed, range.end.saturating_sub(range.start))?;
-        let needs_window = table.window_position(span).is_some();
+        let needs_window = table.window(span).is_some();
         let window = if needs_window { window } else { &[] };
         check_len(span, window, if needs_window { to_u64(WINDOW_SIZE) } else { 0 })?;
         let made = table.made_range(span);

@@ -5,8 +5,11 @@
 mod encode;
 mod parse;
 
-use crate::spans::{SpanId, SpanTable, WINDOW_SIZE};
+use crate::spans::{
+    Compression, SpanId, SpanTable, WINDOW_SIZE, Window, apart_record, gzip_header, gzip_record,
+};
 use crate::toc::TocEntry;
+use oci::Digest;
 
 pub(crate) use encode::encode;
 pub use parse::ParseZtocError;
@@ -48,12 +51,75 @@ impl Ztoc {
     }
 
     /// The window that a span is decoded with; empty if it needs none. `blob` is the document that
-    /// this value was parsed from or that was built with it (if it is cut short: empty as well,
-    /// which [`crate::SpanDecoder`] refuses).
+    /// this value was parsed from or that was built with it (if it is cut short, or the windows are apart:
+    /// empty as well, which [`crate::SpanDecoder`] refuses).
     #[must_use]
     pub fn window<'b>(&self, blob: &'b [u8], span: SpanId) -> &'b [u8] {
-        let start = self.spans.window_position(span).and_then(|at| usize::try_from(at).ok());
-        start.and_then(|start| blob.get(start..start.checked_add(WINDOW_SIZE)?)).unwrap_or_default()
+        let Some(Window::Inside(start)) = self.spans.window(span) else { return &[] };
+        let window = usize::try_from(start).ok().and_then(|start| {
+            let end = start.checked_add(WINDOW_SIZE)?;
+            blob.get(start..end)
+        });
+        window.unwrap_or_default()
+    }
+
+    /// The same index with its windows apart: the document, and the blob of windows beside it. The windows
+    /// are taken from `blob`, the document that this value was parsed from or that was built with it; `frame`
+    /// compresses one.
+    ///
+    /// # Errors
+    /// What `frame` says.
+    ///
+    /// # Panics
+    /// If the layer is not gzip: other layers have no windows.
+    pub fn with_windows_apart<E: From<ZtocTooLarge>>(
+        &self,
+        blob: &[u8],
+        mut frame: impl FnMut(&[u8]) -> Result<Vec<u8>, E>,
+    ) -> Result<(Vec<u8>, Vec<u8>), E> {
+        let (mut zinfo, mut windows) = (self.gzip_header(), Vec::new());
+        for span in self.spans.ids() {
+            let frame = match self.window(blob, span) {
+                [] => None,
+                window => {
+                    let frame = frame(window)?;
+                    windows.extend_from_slice(&frame);
+                    let size = u32::try_from(frame.len()).expect("a frame of some KiB");
+                    Some((size, Digest::of(&frame)))
+                }
+            };
+            apart_record(&mut zinfo, &self.spans.checkpoint(span), frame);
+        }
+        let (document, _place) = encode(self, zinfo)?;
+        Ok((document, windows))
+    }
+
+    /// The document with its windows inside, as everybody reads it; `window` gives that of a span whose
+    /// window is not in the document.
+    ///
+    /// # Errors
+    /// What `window` says, and [`ZtocTooLarge`].
+    ///
+    /// # Panics
+    /// If the layer is not gzip: other layers have no windows.
+    pub fn with_windows_inside<E: From<ZtocTooLarge>>(
+        &self,
+        mut window: impl FnMut(SpanId) -> Result<Vec<u8>, E>,
+    ) -> Result<Vec<u8>, E> {
+        let mut zinfo = self.gzip_header();
+        for span in self.spans.ids() {
+            let window = match self.spans.window(span) {
+                Some(_) => window(span)?,
+                None => vec![0; WINDOW_SIZE],
+            };
+            gzip_record(&mut zinfo, &self.spans.checkpoint(span), &window);
+        }
+        Ok(encode(self, zinfo)?.0)
+    }
+
+    fn gzip_header(&self) -> Vec<u8> {
+        assert_eq!(self.spans.compression(), Compression::Gzip, "a layer with windows");
+        gzip_header(self.spans.len(), self.spans.span_size()).to_vec()
     }
 }
 
@@ -109,6 +175,37 @@ mod tests {
             assert!(ztoc.window(&blob, span) == built.ztoc.window(&built.ztoc_bytes, span));
         }
         assert!(ztoc.to_bytes(&blob).unwrap() == blob);
+    }
+
+    #[test]
+    fn windows_are_put_apart_and_back() {
+        let built = built();
+        let halved = |window: &[u8]| Ok::<_, ZtocTooLarge>(window[WINDOW_SIZE / 2..].to_vec());
+        let (document, windows) = built.ztoc.with_windows_apart(&built.ztoc_bytes, halved).unwrap();
+        let apart = Ztoc::parse(&document, &Limits::default()).unwrap();
+        let with_window = apart.spans.ids().filter(|span| apart.spans.window(*span).is_some());
+        let spans = u64::try_from(with_window.count()).unwrap();
+        assert!(spans > 0);
+        assert_eq!(apart.spans.windows_apart(), Some(spans * WINDOW_SIZE as u64 / 2));
+        assert_eq!(apart.spans.windows_apart(), Some(windows.len() as u64));
+        assert_eq!(apart.toc, built.ztoc.toc);
+        for span in apart.spans.ids() {
+            assert_eq!(apart.spans.checkpoint(span), built.ztoc.spans.checkpoint(span));
+            assert_eq!(apart.spans.digest(span), built.ztoc.spans.digest(span));
+            let window = built.ztoc.window(&built.ztoc_bytes, span);
+            let Some(Window::Apart(frame)) = apart.spans.window(span) else {
+                assert!(window.is_empty());
+                continue;
+            };
+            let found = &windows[frame.range.start as usize..frame.range.end as usize];
+            assert!(found == &window[WINDOW_SIZE / 2..]);
+            assert_eq!(frame.digest, Digest::of(found));
+            assert!(apart.window(&document, span).is_empty());
+        }
+        assert!(apart.to_bytes(&document).unwrap() == document);
+        let window =
+            |span| Ok::<_, ZtocTooLarge>(built.ztoc.window(&built.ztoc_bytes, span).to_vec());
+        assert!(apart.with_windows_inside(window).unwrap() == built.ztoc_bytes);
     }
 
     #[test]

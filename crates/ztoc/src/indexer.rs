@@ -277,6 +277,7 @@ impl Indexer {
                 digests: parts.digests,
                 zinfo: 0..0,
                 unrecorded: 0,
+                apart: None,
             })
             .map_err(|BadZinfo(_what)| IndexError::IndexTooLarge)?;
             let mut ztoc = Ztoc {

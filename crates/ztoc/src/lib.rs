@@ -26,6 +26,6 @@ pub use decode::{DecodeSpanError, SpanDecoder};
 pub use document::{ParseZtocError, Ztoc, ZtocTooLarge};
 pub use indexer::{BuiltIndex, IndexError, Indexer, IndexerOptions, SpanOptions};
 pub use limits::Limits;
-pub use spans::{Checkpoint, Compression, SpanId, SpanTable, WINDOW_SIZE};
+pub use spans::{Checkpoint, Compression, SpanId, SpanTable, WINDOW_SIZE, Window, WindowFrame};
 pub use tar::{TarError, TarScanner, TarToc};
 pub use toc::{EntryKind, Mtime, ReadTocError, SparseMap, Toc, TocEntry};

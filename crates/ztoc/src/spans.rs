@@ -6,7 +6,9 @@ use std::ops::Range;
 
 use oci::Digest;
 
-pub(crate) use zinfo::{BadZinfo, RECORD_LEN, Surroundings, gzip_header, gzip_record, plain_zinfo};
+pub(crate) use zinfo::{
+    BadZinfo, RECORD_LEN, Surroundings, apart_record, gzip_header, gzip_record, plain_zinfo,
+};
 
 /// How much output before a span is needed to inflate it: 32 KiB.
 pub const WINDOW_SIZE: usize = sys::inflate::WINDOW_SIZE;
@@ -35,6 +37,38 @@ pub struct Checkpoint {
     pub bits: u8,
 }
 
+/// Where the 32 KiB of output lie that a span is inflated with.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Window<'t> {
+    /// In the zTOC: [`WINDOW_SIZE`] bytes from this position on.
+    Inside(u64),
+    /// In a blob of windows, compressed.
+    Apart(&'t WindowFrame),
+}
+
+impl Window<'_> {
+    /// Where in the zTOC it is, if there.
+    #[must_use]
+    pub fn position(&self) -> Option<u64> {
+        let Self::Inside(position) = self else { return None };
+        Some(*position)
+    }
+}
+
+/// A compressed window in a blob of windows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct WindowFrame {
+    /// Its bytes in the blob; not empty, and at most [`WindowFrame::MOST_BYTES`].
+    pub range: Range<u64>,
+    /// The sha256 of these bytes.
+    pub digest: Digest,
+}
+
+impl WindowFrame {
+    /// The size of the largest frame in bytes: no compressor makes much more of what it cannot compress.
+    pub const MOST_BYTES: u64 = 2 * 32 * 1024;
+}
+
 /// The spans of a layer: where they lie, what they make, their digests.
 ///
 /// Guarantees, whatever the bytes were that it was parsed from: spans follow one another without a
@@ -42,8 +76,8 @@ pub struct Checkpoint {
 /// within the compressed size, and none makes more than deflate can from its bytes (1032 to 1), so that
 /// lengths may be trusted for allocation once the compressed size is.
 ///
-/// The 32 KiB windows (one for each span) are not in memory: the table knows where in the zTOC they
-/// are.
+/// The 32 KiB windows (one for each span) are not in memory: the table knows where they are, all in the
+/// zTOC or all apart from it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SpanTable {
     compression: Compression,
@@ -57,6 +91,8 @@ pub struct SpanTable {
     zinfo: Range<u64>,
     /// How many checkpoints precede the first that is recorded: 1 in zinfo version 1, else 0.
     unrecorded: u32,
+    /// Where the windows lie if not in the zTOC: for each span, nothing where there is none.
+    apart: Option<Vec<Option<WindowFrame>>>,
 }
 
 impl SpanTable {
@@ -187,17 +223,26 @@ impl SpanTable {
         0..self.checkpoints.first().map_or(0, compressed_start)
     }
 
-    /// Where in the zTOC the 32 KiB of output before a span lie (raw); `None` if it is decoded
-    /// without: plain layers, and the first span. [`WINDOW_SIZE`] bytes from there are within the
-    /// zTOC.
+    /// Where the 32 KiB of output before a span lie; `None` if it is decoded without: plain layers, and the
+    /// first span. A position and [`WINDOW_SIZE`] bytes from there are within the zTOC.
     #[must_use]
-    pub fn window_position(&self, span: SpanId) -> Option<u64> {
+    pub fn window(&self, span: SpanId) -> Option<Window<'_>> {
         let point = self.get(span)?;
         if self.compression != Compression::Gzip || point.uncompressed == 0 {
             return None;
         }
+        if let Some(frames) = &self.apart {
+            return frames.get(index(span))?.as_ref().map(Window::Apart);
+        }
         let record = span.0.checked_sub(self.unrecorded)?;
-        zinfo::window_offset(record).checked_add(self.zinfo.start)
+        zinfo::window_offset(record).checked_add(self.zinfo.start).map(Window::Inside)
+    }
+
+    /// The size of the blob that holds the windows, in bytes; `None` if the zTOC itself holds them.
+    #[must_use]
+    pub fn windows_apart(&self) -> Option<u64> {
+        let frames = self.apart.as_ref()?;
+        Some(frames.iter().flatten().next_back().map_or(0, |last| last.range.end))
     }
 
     /// Where in the zTOC the span data lies.
@@ -235,6 +280,7 @@ pub(crate) struct SpanParts {
     pub(crate) digests: Vec<Digest>,
     pub(crate) zinfo: Range<u64>,
     pub(crate) unrecorded: u32,
+    pub(crate) apart: Option<Vec<Option<WindowFrame>>>,
 }
 
 impl TryFrom<SpanParts> for SpanTable {
@@ -251,6 +297,7 @@ impl TryFrom<SpanParts> for SpanTable {
             digests,
             zinfo,
             unrecorded,
+            apart,
         } = parts;
         Ok(Self {
             compression,
@@ -261,6 +308,7 @@ impl TryFrom<SpanParts> for SpanTable {
             digests,
             zinfo,
             unrecorded,
+            apart,
         })
     }
 }
@@ -353,6 +401,7 @@ mod tests {
             digests: vec![Digest::of(b""); 3],
             zinfo: 1000..99_367,
             unrecorded: 0,
+            apart: None,
         }
     }
 
@@ -403,12 +452,27 @@ mod tests {
     #[test]
     fn windows_lie_in_their_records() {
         let table = table();
-        let found: Vec<_> = table.ids().map(|span| table.window_position(span)).collect();
+        let found: Vec<_> = table.ids().map(|span| table.window(span)).collect();
         let second = 1000 + 12 + 32785 + 17;
-        assert_eq!(found, [None, Some(second), Some(second + 32785)]);
+        let inside = |position| Some(Window::Inside(position));
+        assert_eq!(found, [None, inside(second), inside(second + 32785)]);
         let version_1 = SpanTable::try_from(SpanParts { unrecorded: 1, ..parts() }).unwrap();
-        assert_eq!(version_1.window_position(SpanId(1)), Some(1000 + 12 + 17));
-        assert_eq!(version_1.window_position(SpanId(3)), None);
+        assert_eq!(version_1.window(SpanId(1)), inside(1000 + 12 + 17));
+        assert_eq!(version_1.window(SpanId(3)), None);
+        assert_eq!(table.windows_apart(), None);
+    }
+
+    #[test]
+    fn windows_apart_lie_in_their_frames() {
+        let frame = |range| Some(WindowFrame { range, digest: Digest::of(b"a frame") });
+        let frames = vec![None, frame(0..70), frame(70..100)];
+        let table = SpanTable::try_from(SpanParts { apart: Some(frames.clone()), ..parts() });
+        let table = table.unwrap();
+        let found: Vec<_> = table.ids().map(|span| table.window(span)).collect();
+        let expected: Vec<_> =
+            frames.iter().map(|frame| frame.as_ref().map(Window::Apart)).collect();
+        assert_eq!(found, expected);
+        assert_eq!(table.windows_apart(), Some(100));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on fails, wherever in it that is")]
 
 mod setup;
+mod windows;
 
 use std::io;
 use std::sync::Arc;

@@ -1,10 +1,10 @@
-//! One layer in an engine, its blob in memory, and a source that can be held up.
+//! One layer in an engine, its blob and its windows in memory, and sources that can be held up.
 
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -21,7 +21,7 @@ use parking_lot::Mutex;
 use testkit::image::{Compression, Content, LayerBuilder, Texture, compress};
 use tokio::runtime::Runtime;
 use tokio::sync::watch;
-use ztoc::{Indexer, IndexerOptions};
+use ztoc::{Indexer, IndexerOptions, Limits, SpanTable, Ztoc};
 
 pub(crate) const SPAN: u64 = 128 << 10;
 
@@ -32,6 +32,9 @@ pub(crate) struct Setup {
     pub(crate) cache: Arc<cache::Layer>,
     pub(crate) store: Store,
     pub(crate) source: Arc<Memory>,
+    /// Of its windows.
+    pub(crate) windows: Arc<Memory>,
+    pub(crate) spans: Arc<SpanTable>,
     pub(crate) tar: Arc<Vec<u8>>,
     events: Mutex<Receiver<Event>>,
     _runtime: Runtime,
@@ -67,8 +70,11 @@ impl Setup {
         let mut indexer = Indexer::new(options).unwrap();
         indexer.push(&blob, &mut |_| {}).unwrap();
         let built = indexer.finish().unwrap();
-        let ztoc = root.join("ztoc");
-        std::fs::write(&ztoc, &built.ztoc_bytes).unwrap();
+        let parts = index::with_windows_apart(&built.ztoc, &built.ztoc_bytes).unwrap();
+        let index::Parts { document, windows } = parts.unwrap();
+        let index = Digest::of(&document);
+        let spans = Arc::new(Ztoc::parse(&document, &Limits::default()).unwrap().spans);
+        let windows = Arc::new(Memory::new(windows.into()));
 
         let runtime = Runtime::new().unwrap();
         let (tell, events) = channel();
@@ -78,11 +84,10 @@ impl Setup {
         let engine = Engine::start(options, runtime.handle(), tell).unwrap();
         let options = StoreOptions { quota: None, boot_id: "boot".to_owned() };
         let store = Store::open(&root.join("cache"), options).unwrap().with_grace(Duration::ZERO);
-        let spans = Arc::new(built.ztoc.spans);
         let shape = LayerShape {
             bytes: spans.uncompressed_size(),
             spans: spans.ids().map(|span| spans.uncompressed_range(span).start).collect(),
-            index: Digest::of(&built.ztoc_bytes),
+            index,
         };
         assert!(shape.bytes / u64::from(shape.span_count()) < 2 * SPAN, "spans are small");
         let cache = cache(&store, (built.layer_digest, &tar), shape);
@@ -90,9 +95,10 @@ impl Setup {
         let layer = engine.add(LayerSpec {
             digest: built.layer_digest,
             diff_id: built.diff_id,
-            spans,
+            spans: Arc::clone(&spans),
             toc: Arc::new(built.ztoc.toc.into()),
-            ztoc: std::fs::File::open(ztoc).unwrap(),
+            windows: tempfile::tempfile_in(root).unwrap(),
+            windows_source: Some(Arc::clone(&windows) as Arc<dyn Source>),
             cache: Arc::clone(&cache),
             source: Arc::clone(&source) as Arc<dyn Source>,
             deadline,
@@ -105,6 +111,8 @@ impl Setup {
             cache,
             store,
             source,
+            windows,
+            spans,
             tar,
             events: Mutex::new(events),
             _runtime: runtime,
@@ -195,17 +203,24 @@ pub(crate) struct Memory {
     held_from: watch::Sender<u64>,
     /// After how many bytes the next request hangs for ever.
     hang: Mutex<Option<usize>>,
+    /// How many requests more get wrong bytes.
+    wrong: AtomicUsize,
     fetched: AtomicU64,
 }
 
 impl Memory {
     fn new(blob: Bytes) -> Self {
         let (held_from, hang) = (watch::Sender::new(u64::MAX), Mutex::default());
-        Self { blob, held_from, hang, fetched: AtomicU64::new(0) }
+        let (wrong, fetched) = (AtomicUsize::new(0), AtomicU64::new(0));
+        Self { blob, held_from, hang, wrong, fetched }
     }
 
     pub(crate) fn hang_next_after(&self, bytes: usize) {
         *self.hang.lock() = Some(bytes);
+    }
+
+    pub(crate) fn give_wrong(&self, requests: usize) {
+        self.wrong.store(requests, Ordering::Relaxed);
     }
 
     pub(crate) fn has_hung(&self) -> bool {
@@ -234,6 +249,10 @@ impl Source for Memory {
             self.fetched.fetch_add(range.end - range.start, Ordering::Relaxed);
             let at = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
             let mut bytes = self.blob.slice(at);
+            let less = |left: usize| left.checked_sub(1);
+            if self.wrong.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
+                bytes = bytes.iter().map(|byte| !byte).collect();
+            }
             let hang = self.hang.lock().take();
             bytes.truncate(hang.unwrap_or(usize::MAX));
             let bytes = stream::once(async { Ok(bytes) });

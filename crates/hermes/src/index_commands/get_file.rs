@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
-use artifacts::{Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes};
+use artifacts::{Image, ImageLayer, IndexStore, Origin, StoredIndex, find_indexes, have_windows};
 use parking_lot::Mutex;
 use tree::{FileData, ResolveError};
 use ztoc::IndexerOptions;
@@ -97,6 +97,7 @@ async fn print(
     if index.streamed {
         from_beginning(origin, layer, file).await
     } else {
+        have_windows(origin, &index).await?;
         from_spans(origin, layer, Arc::new(index), file).await.map(drop)
     }
 }

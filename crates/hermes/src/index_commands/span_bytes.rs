@@ -2,7 +2,6 @@
 
 use std::io::{self, Write};
 use std::ops::Range;
-use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
@@ -11,7 +10,7 @@ use bytes::Bytes;
 use oci::Digest;
 use tokio::sync::mpsc::Receiver;
 use tree::FileData;
-use ztoc::{SpanDecoder, SpanId, SpanTable, WINDOW_SIZE};
+use ztoc::{SpanDecoder, SpanId, SpanTable};
 
 use super::corrupt;
 use crate::stream::{pieces, send};
@@ -167,10 +166,8 @@ fn write_span<W: Write>(
         )));
     }
     let mut window = Vec::new();
-    if let Some(position) = spans.window_position(span) {
-        window.resize(WINDOW_SIZE, 0);
-        index.file.read_exact_at(&mut window, position).context("reading the stored index")?;
-    }
+    index::read_window(spans, span, index.window_file(), &mut window)
+        .with_context(|| format!("the window of span {} of layer {layer}", span.0))?;
     let damaged = |err: ztoc::DecodeSpanError| corrupt(format!("layer {layer}: {err}"));
     let mut decoder = SpanDecoder::new(spans, span, compressed, &window).map_err(damaged)?;
     let mut at = spans.uncompressed_range(span).start;

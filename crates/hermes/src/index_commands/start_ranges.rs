@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::sync::Arc;
 
 use anyhow::{Context, Result};
-use artifacts::{Image, IndexStore, Origin, StartRanges, StoredIndex};
+use artifacts::{Image, IndexStore, Origin, StartRanges, StoredIndex, have_windows};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
@@ -27,6 +27,7 @@ pub(crate) async fn start_ranges(
     let mut indexes = Vec::new();
     for layer in &image.layers {
         let Some(index) = store.load(&layer.digest)? else { return Ok(StartRanges::new()) };
+        have_windows(origin, &index).await?;
         indexes.push(Arc::new(index));
     }
     let (origin, image, runtime) = (origin.clone(), image.clone(), Handle::current());

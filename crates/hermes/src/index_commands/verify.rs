@@ -4,12 +4,12 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Result;
-use artifacts::{ImageLayer, IndexStore, Origin, StoredIndex, find_indexes};
+use artifacts::{ImageLayer, IndexStore, Origin, StoredIndex, find_indexes, have_windows};
 use futures_util::{StreamExt, TryStreamExt, stream};
 use oci::Digest;
 use serde::Serialize;
 use ztoc::IndexerOptions;
-use ztoc::{ReadTocError, SpanId, TocEntry, Ztoc};
+use ztoc::{Limits, ReadTocError, SpanId, TocEntry, Ztoc};
 
 use super::build::unique_layers;
 use super::{Session, corrupt, no_index};
@@ -98,19 +98,20 @@ async fn verify_layer(
         },
     };
     let Some(stored) = stored else { return Ok(report) };
-    report.identical = Digest::of(&fresh.ztoc_bytes) == stored.digest;
+    have_windows(origin, &stored).await?;
+    let own = store.whole(&layer.digest)?;
+    report.identical = own == fresh.ztoc_bytes;
     if report.identical {
         return Ok(report);
     }
-    let own = store.blob(&layer.digest)?;
     report.differences = differences(&stored, &fresh.ztoc)?;
-    let others = other_windows(&stored, &own, &fresh.ztoc, &fresh.ztoc_bytes);
+    let others = other_windows(&own, &fresh.ztoc, &fresh.ztoc_bytes)?;
     if report.differences.is_empty() && !others.is_empty() {
         // Windows may have been reduced to what is referred to; whether rightly, only another pass
         // that reduces them tells.
         let sparse = IndexerOptions { sparse_windows: true, ..options };
         let sparse = index_layer(origin, layer, sparse, |_| Ok(()), &|_| {}).await?;
-        let reduced = other_windows(&stored, &own, &sparse.ztoc, &sparse.ztoc_bytes);
+        let reduced = other_windows(&own, &sparse.ztoc, &sparse.ztoc_bytes)?;
         let wrong = others.iter().find(|span| reduced.contains(span));
         let message =
             |span: &SpanId| format!("the window of span {} is not what precedes it", span.0);
@@ -161,10 +162,11 @@ fn entry_difference(has: &TocEntry, should: &TocEntry) -> String {
     }
 }
 
-/// The spans whose stored windows are not those of `fresh`.
-fn other_windows(stored: &StoredIndex, own: &[u8], fresh: &Ztoc, blob: &[u8]) -> BTreeSet<SpanId> {
-    let differs = |span: &SpanId| stored.ztoc.window(own, *span) != fresh.window(blob, *span);
-    fresh.spans.ids().filter(differs).collect()
+/// The spans whose windows in the document `own` are not those of `fresh`.
+fn other_windows(own: &[u8], fresh: &Ztoc, blob: &[u8]) -> Result<BTreeSet<SpanId>> {
+    let stored = Ztoc::parse_without_toc(own, &Limits::default())?;
+    let differs = |span: &SpanId| stored.window(own, *span) != fresh.window(blob, *span);
+    Ok(fresh.spans.ids().filter(differs).collect())
 }
 
 fn text(report: &VerifyReport) -> String {

@@ -132,6 +132,7 @@ fn entry(
         digest: setup.registry.put_blob(frame),
         plain_size: ztoc.len() as u64,
         streamed: false,
+        windows: None,
         start: start.into_iter().collect(),
     }
 }

@@ -22,6 +22,7 @@ mod starts;
 mod steps;
 mod streams;
 mod systemd;
+mod windows;
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -36,7 +36,8 @@ impl Sample {
 
     /// Where in the document the record of a checkpoint begins.
     fn record(&self, span: u32) -> usize {
-        let second = self.built.ztoc.spans.window_position(SpanId(1)).unwrap() as usize - 17;
+        let second =
+            self.built.ztoc.spans.window(SpanId(1)).unwrap().position().unwrap() as usize - 17;
         second + span as usize * RECORD - RECORD
     }
 
@@ -291,7 +292,7 @@ proptest! {
         let places: Vec<usize> = {
             // The windows are most of the document, and nothing in them can be wrong.
             let windows: Vec<_> = built.ztoc.spans.ids()
-                .filter_map(|span| built.ztoc.spans.window_position(span))
+                .filter_map(|span| built.ztoc.spans.window(span)?.position())
                 .map(|at| at as usize..at as usize + 32768)
                 .collect();
             (0..blob.len() - 4).filter(|at| !windows.iter().any(|w| w.contains(at))).collect()

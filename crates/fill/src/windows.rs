@@ -1,0 +1,117 @@
+//! Windows that lie apart from their zTOC: fetched beside the spans that are inflated with them.
+
+use std::collections::HashMap;
+use std::ops::Range;
+use std::os::unix::fs::FileExt;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::StreamExt;
+use oci::Digest;
+use tokio::sync::Mutex;
+use ztoc::{SpanId, Window, WindowFrame};
+
+use crate::engine::Shared;
+use crate::layer::Layer;
+use crate::source::{Source, SourceError, Transfer};
+
+/// The windows that came for spans, by these: compressed, and right.
+pub(crate) type Came = HashMap<u32, Bytes>;
+
+/// Who fetches windows of a layer just now, by [`group`].
+#[derive(Debug, Default)]
+pub(crate) struct Turns(parking_lot::Mutex<HashMap<u32, Arc<Mutex<()>>>>);
+
+impl Turns {
+    fn of(&self, group: u32) -> Arc<Mutex<()>> {
+        Arc::clone(self.0.lock().entry(group).or_default())
+    }
+}
+
+/// Fetches the windows of these spans that are not there yet, and those of their neighbours, which will be
+/// wanted soon: a request costs more than a window. One that is wrong is left out, and its span cannot be made.
+pub(crate) async fn fetch(
+    shared: &Shared,
+    layer: &Layer,
+    spans: Range<u32>,
+) -> Result<Came, SourceError> {
+    let mut came = Came::new();
+    let Some(source) = &layer.spec().windows_source else { return Ok(came) };
+    let groups = spans.start / GROUP..spans.end.div_ceil(GROUP);
+    for group in groups.filter(|group| !lacking(layer, spans.clone(), *group).is_empty()) {
+        // The neighbours' transfers want the same; one of them may hang.
+        let turn = layer.window_turns().of(group);
+        let _turn = tokio::time::timeout(shared.patience(), turn.lock()).await;
+        if lacking(layer, spans.clone(), group).is_empty() {
+            continue;
+        }
+        let frames = lacking(layer, 0..u32::MAX, group);
+        came.extend(fetch_frames(shared, layer, source.as_ref(), &frames).await?);
+    }
+    Ok(came)
+}
+
+/// The windows of a group that are not there, as far as they are of these spans.
+fn lacking(layer: &Layer, spans: Range<u32>, group: u32) -> Vec<(SpanId, &WindowFrame)> {
+    let spec = layer.spec();
+    let first = group.saturating_mul(GROUP);
+    let end = first.saturating_add(GROUP).min(spec.spans.len());
+    let spans = first.max(spans.start)..end.min(spans.end);
+    let has = |span: &SpanId| index::has_window(&spec.spans, *span, &spec.windows).unwrap_or(false);
+    let missing = spans.map(SpanId).filter(|span| !has(span));
+    missing.filter_map(|span| Some((span, frame(layer, span)?))).collect()
+}
+
+async fn fetch_frames(
+    shared: &Shared,
+    layer: &Layer,
+    source: &dyn Source,
+    frames: &[(SpanId, &WindowFrame)],
+) -> Result<Came, SourceError> {
+    let (spec, mut came) = (layer.spec(), Came::new());
+    let (Some((_, first)), Some((_, last))) = (frames.first(), frames.last()) else {
+        return Ok(came);
+    };
+    let place = first.range.start..last.range.end;
+    let Transfer { bytes: mut stream, sender } = source.open(place.clone()).await?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = stream.next().await {
+        let piece = piece?;
+        shared.received(piece.len() as u64);
+        bytes.extend_from_slice(&piece);
+    }
+    if (bytes.len() as u64) < place.end - place.start {
+        return Err(ended_early());
+    }
+    let bytes = Bytes::from(bytes);
+    for (span, frame) in frames {
+        let within = |at: u64| usize::try_from(at - place.start).unwrap_or(usize::MAX);
+        let bytes = bytes.slice(within(frame.range.start)..within(frame.range.end));
+        let found = Digest::of(&bytes);
+        if found == frame.digest {
+            // On a full disk it is fetched again for the next time.
+            if let Err(error) = spec.windows.write_all_at(&bytes, frame.range.start) {
+                tracing::debug!(layer = %spec.digest, span = span.0, %error, "a window is not kept");
+            }
+            came.insert(span.0, bytes);
+        } else if let Some(sender) = &sender {
+            sender.lied(frame.digest, found);
+        }
+    }
+    Ok(came)
+}
+
+fn frame(layer: &Layer, span: SpanId) -> Option<&WindowFrame> {
+    match layer.spec().spans.window(span)? {
+        Window::Apart(frame) => Some(frame),
+        Window::Inside(_) => None,
+    }
+}
+
+fn ended_early() -> SourceError {
+    let cause = "the source of the windows ended early".into();
+    SourceError { transient: true, retry_after: None, cause }
+}
+
+/// How many windows are fetched with one request: together they are shorter than a span.
+const GROUP: u32 = 16;
