@@ -155,19 +155,38 @@ fn parts(size: u64) -> impl Iterator<Item = Range<u64>> {
     (0..size.div_ceil(PART)).map(move |n| n * PART..size.min((n + 1) * PART))
 }
 
-/// How a layer is indexed: for this machine with short spans, so that a read waits for few bytes, and
-/// from the same pass as SOCI has it, for everybody.
+/// How a layer is indexed for everybody: with short spans, so that a read waits for few bytes, and from the
+/// same pass as SOCI has it.
 pub(crate) fn build_options(layer: &ImageLayer, soci: SpanOptions) -> IndexerOptions {
-    // A window of 32 KiB is in memory for each span until the index is written.
-    let short = (layer.size / MOST_SHORT_SPANS).clamp(SHORT_SPAN, SHORT_SPAN * 4);
+    let short = short_span(layer, MOST_SHORT_SPANS);
     let SpanOptions { span_size, sparse_windows } = soci;
-    // A small layer is done before a thread is there.
-    let digests_aside = layer.size > SHORT_SPAN;
-    let options = IndexerOptions { digests_aside, ..IndexerOptions::default() };
+    let options = whole_layer_options(layer);
     if layer.compression != LayerCompression::Gzip || span_size <= short {
         return IndexerOptions { span_size, sparse_windows, ..options };
     }
     IndexerOptions { span_size: short, sparse_windows: true, also: Some(soci), ..options }
+}
+
+/// How a layer is indexed that this machine receives whole: only what is given up of it is ever read by its
+/// spans again.
+pub(crate) fn received_options(layer: &ImageLayer) -> IndexerOptions {
+    let options = whole_layer_options(layer);
+    if layer.compression != LayerCompression::Gzip {
+        return options;
+    }
+    let span_size = short_span(layer, MOST_RECEIVED_SPANS);
+    IndexerOptions { span_size, sparse_windows: true, ..options }
+}
+
+fn whole_layer_options(layer: &ImageLayer) -> IndexerOptions {
+    // A small layer is done before a thread is there.
+    let digests_aside = layer.size > SHORT_SPAN;
+    IndexerOptions { digests_aside, ..IndexerOptions::default() }
+}
+
+/// A window of 32 KiB is in memory for each span until the index is written.
+fn short_span(layer: &ImageLayer, most: u64) -> u64 {
+    (layer.size / most).clamp(SHORT_SPAN, SHORT_SPAN * 4)
 }
 
 /// Stores what a pass over `layer` found, under the layer's digest.
@@ -271,7 +290,10 @@ fn check(layer: &ImageLayer, built: &LayerIndex) -> Result<()> {
 const SHORT_SPAN: u64 = 1 << 20;
 
 /// Layers that would have more of them, were each as long in the blob as in the tar, have longer ones.
-const MOST_SHORT_SPANS: u64 = 512;
+const MOST_SHORT_SPANS: u64 = 4096;
+
+/// The same where a node's daemon pays for it with its memory.
+const MOST_RECEIVED_SPANS: u64 = 512;
 
 const PIECES_IN_FLIGHT: usize = 16;
 

@@ -14,7 +14,6 @@ use oci::Digest;
 use opentelemetry::KeyValue;
 use parking_lot::Mutex;
 use tokio::sync::Semaphore;
-use ztoc::{IndexerOptions, SpanOptions};
 
 use super::images::shape_of;
 use super::traces::number;
@@ -98,9 +97,7 @@ impl Daemon {
         let incoming = Arc::new(Mutex::new(incoming));
         let file = Arc::clone(&incoming);
         let write = move |bytes: &[u8]| Ok(file.lock().append(bytes)?);
-        // The index is for this machine.
-        let options = stream::build_options(layer, SpanOptions::default());
-        let options = IndexerOptions { also: None, ..options };
+        let options = stream::received_options(layer);
         let built = stream::index_layer(origin, layer, options, write, count).await?;
         let (store, indexes, layer) =
             (Arc::clone(&self.store), self.indexes.clone(), layer.clone());
