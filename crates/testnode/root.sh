@@ -9,6 +9,8 @@ base=ca-certificates,apt,mount,util-linux,iproute2,procps,tini
 packages=(
   # container runtimes and registries
   containerd runc crun docker-registry nginx-light soci-snapshotter
+  # the first process of a machine that is booted
+  systemd
   # making, moving and looking at images
   skopeo umoci erofs-utils busybox-static apache2-utils openssl
   # looking at what went wrong
