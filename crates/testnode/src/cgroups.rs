@@ -99,6 +99,22 @@ pub(crate) fn raise_share(hierarchies: &[Hierarchy], name: &str) -> Result<()> {
     Ok(())
 }
 
+/// Where the cgroup of version 2 of a node is.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct UnifiedCgroup {
+    /// On the host, the part that the node's own processes are in.
+    pub(crate) outside: PathBuf,
+    /// In the node, all of it.
+    pub(crate) inside: PathBuf,
+}
+
+/// The cgroup `name` in the hierarchy of version 2, if there is one.
+pub(crate) fn unified(hierarchies: &[Hierarchy], name: &str) -> Option<UnifiedCgroup> {
+    let hierarchy = hierarchies.iter().find(|hierarchy| hierarchy.fs_type == "cgroup2")?;
+    let inside = hierarchy.mount_point.clone();
+    Some(UnifiedCgroup { outside: inside.join(name).join("init"), inside })
+}
+
 /// Removes the cgroup `name`, with all below it, from each hierarchy that has it.
 pub(crate) fn remove(hierarchies: &[Hierarchy], name: &str) -> Result<()> {
     for hierarchy in hierarchies {

@@ -3,12 +3,13 @@
 //! [`Node::start`] puts an overlay over a cached Debian root and runs it in mount, pid, network, uts,
 //! ipc and cgroup namespaces of its own, in about 0.1 s. Inside, a test starts the parts it needs:
 //! a containerd of one of four versions, a registry with or without TLS, AWS's SOCI snapshotter, and
-//! the program under test. Dropping the node, or the death of the test process however it comes,
+//! the program under test; or [`Node::boot`] has systemd boot the node's disk. Dropping the node, or the death of the test process however it comes,
 //! ends every process and mount in it.
 //!
 //! The cached root and the peers built from source are made by `cargo xtask setup`; this crate only
 //! knows where they are ([`Cache`]). It needs root. It is not a sandbox.
 
+mod boot;
 mod cache;
 mod cargo;
 mod cgroups;
@@ -21,6 +22,7 @@ mod registry;
 mod soci;
 mod wait;
 
+pub use boot::Booted;
 pub use cache::Cache;
 pub use cargo::cargo;
 pub use containerd::{Containerd, ContainerdVersion, cri_config, lazy_pull_config, proxy_config};

@@ -14,7 +14,7 @@ use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 use tempfile::TempDir;
 
 use crate::cache::Cache;
-use crate::cgroups::{self, Hierarchy};
+use crate::cgroups::{self, Hierarchy, UnifiedCgroup};
 
 /// Run on the host, in the node's cgroups to be.
 const ENTER: &str = include_str!("enter.sh");
@@ -248,6 +248,11 @@ impl Node {
     #[must_use]
     pub fn log(&self, name: &str) -> String {
         read_log(self.inner.folder.path(), name)
+    }
+
+    /// The node's own cgroup of version 2, if the host has that version.
+    pub(crate) fn unified_cgroup(&self) -> Option<UnifiedCgroup> {
+        cgroups::unified(&self.inner.hierarchies, cgroup_name(self.inner.folder.path()))
     }
 
     /// Where the host keeps the log of the daemon `name`.
