@@ -2,6 +2,7 @@
 
 #![expect(clippy::unwrap_used, reason = "shared parts of tests, which fail by panicking")]
 
+mod boot;
 mod credentials;
 mod eager;
 mod faults;
