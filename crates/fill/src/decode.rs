@@ -4,7 +4,6 @@ use std::sync::{Arc, Weak};
 use std::thread;
 use std::time::Instant;
 
-use bytes::Bytes;
 use oci::Digest;
 use tokio::sync::OwnedSemaphorePermit;
 use ztoc::{SpanDecoder, SpanId};
@@ -15,6 +14,7 @@ use crate::error::SpanFault;
 use crate::lane::Lane;
 use crate::layer::{Layer, MOST_TAIL};
 use crate::source::Sender;
+use crate::windows::Given;
 
 /// One span whose compressed bytes have come.
 pub(crate) struct Work {
@@ -22,7 +22,7 @@ pub(crate) struct Work {
     pub(crate) span: SpanId,
     pub(crate) compressed: Lent,
     /// Its window, if that came with them.
-    pub(crate) window: Option<Bytes>,
+    pub(crate) window: Option<Given>,
     /// Who sent them.
     pub(crate) sender: Option<Arc<dyn Sender>>,
     pub(crate) class: plan::Class,
@@ -88,7 +88,7 @@ fn work(shared: &Weak<Shared>, is_patient: bool) {
         let Some(shared) = shared.upgrade() else { return };
         let Some(job) = shared.decode.lane(is_patient).pop() else { return };
         let begin = Instant::now();
-        let bytes = (&job.compressed[..], job.window.as_deref());
+        let bytes = (&job.compressed[..], job.window);
         let result = make(&job.layer, job.span, bytes, &mut buffers);
         let (digest, took) = (job.layer.digest(), begin.elapsed());
         let waited = begin - job.since;
@@ -125,7 +125,7 @@ impl Buffers {
 pub(crate) fn make(
     layer: &Layer,
     span: SpanId,
-    (compressed, window): (&[u8], Option<&[u8]>),
+    (compressed, window): (&[u8], Option<Given>),
     buffers: &mut Buffers,
 ) -> Result<(), SpanFault> {
     let spec = layer.spec();
@@ -135,7 +135,11 @@ pub(crate) fn make(
     }
     let Some(making) = layer.begin(span) else { return Ok(()) };
     let window = match window {
-        Some(frame) => index::decompress_window(frame, &mut buffers.window),
+        Some(Given::Frame(frame)) => index::decompress_window(&frame, &mut buffers.window),
+        Some(Given::Plain(window)) => {
+            buffers.window = window;
+            Ok(())
+        }
         None => index::read_window(&spec.spans, span, &spec.windows, &mut buffers.window),
     };
     window.map_err(|source| SpanFault::Window { span, source })?;

@@ -436,6 +436,25 @@ impl Shared {
         self.work.notify_one();
     }
 
+    /// The window of a span is nowhere: it is asked for again when the span before it is there.
+    pub(crate) fn wait_for_the_one_before(&self, layer: &Layer, span: u32, class: Class) {
+        layer.wait_for_the_one_before(span, class);
+        self.queue.lock().queue.done(layer.id(), span..span + 1, Outcome::Done);
+        let before = span.saturating_sub(1);
+        if layer.is_usable(before) {
+            self.go_on_behind(layer, before);
+        } else {
+            self.want(layer.id(), &[before], class);
+        }
+    }
+
+    /// Asks for the span behind one that is there, if it waits for that.
+    pub(crate) fn go_on_behind(&self, layer: &Layer, span: u32) {
+        if let Some(class) = layer.who_waits_for(span) {
+            self.want(layer.id(), &[span.saturating_add(1)], class);
+        }
+    }
+
     /// A request's first byte came after `time`.
     pub(crate) fn first_byte(&self, time: Duration) {
         self.pace.lock().first_byte(time, Instant::now());

@@ -17,7 +17,7 @@ use crate::error::{ReadError, SpanFault};
 use crate::gates::{Gate, Gates};
 use crate::hint;
 use crate::room::Room;
-use crate::source::Source;
+use crate::source::{Source, SourceError};
 use crate::windows::Turns;
 
 mod in_order;
@@ -105,6 +105,8 @@ struct State {
     /// What follows the end of the archive, by the spans that make it, once this daemon has decoded
     /// them.
     tail: BTreeMap<u32, Vec<u8>>,
+    /// Spans whose window is nowhere, until the span before each is there; and how much they are wanted.
+    behind: HashMap<u32, Class>,
     /// Why the index was found to lie.
     revoked: Option<String>,
 }
@@ -136,6 +138,7 @@ pub struct Layer {
     read_ahead: Mutex<plan::ReadAhead>,
     bytes_fetched: AtomicU64,
     window_turns: Turns,
+    windows_gone: AtomicBool,
     shared: Weak<Shared>,
 }
 
@@ -179,6 +182,7 @@ impl Layer {
             read_ahead: Mutex::new(plan::ReadAhead::new(rules, layout)),
             bytes_fetched: AtomicU64::new(0),
             window_turns: Turns::default(),
+            windows_gone: AtomicBool::new(false),
             shared,
         }
     }
@@ -371,6 +375,25 @@ impl Layer {
         &self.window_turns
     }
 
+    /// The windows of the index do not come, and will not: said once.
+    pub(crate) fn windows_are_gone(&self, error: &SourceError) {
+        if !self.windows_gone.swap(true, Ordering::Relaxed) {
+            let (layer, error) = (self.spec.digest, causes::in_full(error));
+            tracing::warn!(%layer, error, "the windows of the index are gone: spans are made one after the other");
+        }
+    }
+
+    pub(crate) fn wait_for_the_one_before(&self, span: u32, class: Class) {
+        let behind = &mut self.state.lock().behind;
+        let wanted = behind.entry(span).or_insert(class);
+        *wanted = class.min(*wanted);
+    }
+
+    /// How much the span behind this one is wanted, if it waits for this one. It does not wait any more.
+    pub(crate) fn who_waits_for(&self, span: u32) -> Option<Class> {
+        self.state.lock().behind.remove(&span.saturating_add(1))
+    }
+
     pub(crate) fn count_fetched(&self, bytes: u64) {
         self.bytes_fetched.fetch_add(bytes, Ordering::Relaxed);
     }
@@ -391,6 +414,7 @@ impl Layer {
         self.answer(woken, reading);
         self.read_toc();
         if let Some(shared) = self.shared.upgrade() {
+            shared.go_on_behind(self, span.0);
             self.seal_if_whole(&shared);
         }
     }

@@ -123,6 +123,10 @@ async fn receive(
         tokio::try_join!(opened, windows::fetch(shared, layer, job.spans.clone()))
     };
     let (opened, mut windows) = or_ask_again(shared, layer, cut.unfinished(), opened).await?;
+    if job.spans.clone().all(|span| windows.lacks(span)) {
+        job.spans.clone().for_each(|span| shared.wait_for_the_one_before(layer, span, job.class));
+        return Ok(());
+    }
     let Transfer { bytes: mut stream, sender } = opened;
     let sender: Option<Arc<dyn Sender>> = sender.map(Arc::from);
     let mut receiving = None;
@@ -140,8 +144,11 @@ async fn receive(
             if layer.is_usable(span.0) {
                 return shared.span_done(layer, span, Ok(()));
             }
+            if windows.lacks(span.0) {
+                return shared.wait_for_the_one_before(layer, span.0, job.class);
+            }
             let share = share(&mut permit, compressed.len());
-            let window = windows.remove(&span.0);
+            let window = windows.take(span.0);
             let (layer, sender, class) = (Arc::clone(layer), sender.clone(), job.class);
             let since = Instant::now();
             let work =

@@ -1,6 +1,6 @@
 //! Windows that lie apart from their zTOC: fetched beside the spans that are inflated with them.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
@@ -9,14 +9,37 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use oci::Digest;
 use tokio::sync::Mutex;
-use ztoc::{SpanId, Window, WindowFrame};
+use ztoc::{SpanId, WINDOW_SIZE, Window, WindowFrame};
 
 use crate::engine::Shared;
 use crate::layer::Layer;
 use crate::source::{Source, SourceError, Transfer};
 
-/// The windows that came for spans, by these: compressed, and right.
-pub(crate) type Came = HashMap<u32, Bytes>;
+/// The window of a span, and right.
+pub(crate) enum Given {
+    /// As it came: compressed.
+    Frame(Bytes),
+    /// Out of the span before.
+    Plain(Vec<u8>),
+}
+
+/// What there is for the spans of a transfer.
+#[derive(Default)]
+pub(crate) struct Came {
+    given: HashMap<u32, Given>,
+    /// Their windows are nowhere until the spans before them are there.
+    lacking: HashSet<u32>,
+}
+
+impl Came {
+    pub(crate) fn take(&mut self, span: u32) -> Option<Given> {
+        self.given.remove(&span)
+    }
+
+    pub(crate) fn lacks(&self, span: u32) -> bool {
+        self.lacking.contains(&span)
+    }
+}
 
 /// Who fetches windows of a layer just now, by [`group`].
 #[derive(Debug, Default)]
@@ -35,7 +58,7 @@ pub(crate) async fn fetch(
     layer: &Layer,
     spans: Range<u32>,
 ) -> Result<Came, SourceError> {
-    let mut came = Came::new();
+    let mut came = Came::default();
     let Some(source) = &layer.spec().windows_source else { return Ok(came) };
     let groups = spans.start / GROUP..spans.end.div_ceil(GROUP);
     for group in groups.filter(|group| !lacking(layer, spans.clone(), *group).is_empty()) {
@@ -46,9 +69,42 @@ pub(crate) async fn fetch(
             continue;
         }
         let frames = lacking(layer, 0..u32::MAX, group);
-        came.extend(fetch_frames(shared, layer, source.as_ref(), &frames).await?);
+        match fetch_frames(shared, layer, source.as_ref(), &frames).await {
+            Ok(frames) => {
+                let given = frames.into_iter().map(|(span, frame)| (span, Given::Frame(frame)));
+                came.given.extend(given);
+            }
+            Err(error) if error.transient => return Err(error),
+            Err(error) => {
+                layer.windows_are_gone(&error);
+                for (SpanId(span), _) in lacking(layer, spans.clone(), group) {
+                    match before(layer, span) {
+                        Some(window) => drop(came.given.insert(span, Given::Plain(window))),
+                        None => drop(came.lacking.insert(span)),
+                    }
+                }
+            }
+        }
     }
     Ok(came)
+}
+
+/// The window of a span out of the bytes before it, if they are there.
+fn before(layer: &Layer, span: u32) -> Option<Vec<u8>> {
+    let spec = layer.spec();
+    let end = spec.spans.checkpoint(SpanId(span)).uncompressed;
+    let start = end.saturating_sub(WINDOW_SIZE as u64);
+    // What follows the archive's end is not kept.
+    let is_kept = end <= spec.spans.uncompressed_size();
+    let _reading = spec.cache.reading();
+    if !is_kept || !layer.has(start..end) {
+        return None;
+    }
+    let mut window = vec![0; WINDOW_SIZE];
+    let there = usize::try_from(end - start).ok()?;
+    let bytes = window.get_mut(WINDOW_SIZE - there..)?;
+    spec.cache.data().read_exact_at(bytes, start).ok()?;
+    Some(window)
 }
 
 /// The windows of a group that are not there, as far as they are of these spans.
@@ -67,8 +123,8 @@ async fn fetch_frames(
     layer: &Layer,
     source: &dyn Source,
     frames: &[(SpanId, &WindowFrame)],
-) -> Result<Came, SourceError> {
-    let (spec, mut came) = (layer.spec(), Came::new());
+) -> Result<HashMap<u32, Bytes>, SourceError> {
+    let (spec, mut came) = (layer.spec(), HashMap::new());
     let (Some((_, first)), Some((_, last))) = (frames.first(), frames.last()) else {
         return Ok(came);
     };

@@ -4,7 +4,7 @@ use std::ops::Range;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
@@ -203,6 +203,8 @@ pub(crate) struct Memory {
     held_from: watch::Sender<u64>,
     /// After how many bytes the next request hangs for ever.
     hang: Mutex<Option<usize>>,
+    /// Whether requests are refused for good.
+    gone: AtomicBool,
     /// How many requests more get wrong bytes.
     wrong: AtomicUsize,
     fetched: AtomicU64,
@@ -212,11 +214,15 @@ impl Memory {
     fn new(blob: Bytes) -> Self {
         let (held_from, hang) = (watch::Sender::new(u64::MAX), Mutex::default());
         let (wrong, fetched) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self { blob, held_from, hang, wrong, fetched }
+        Self { blob, held_from, hang, gone: AtomicBool::new(false), wrong, fetched }
     }
 
     pub(crate) fn hang_next_after(&self, bytes: usize) {
         *self.hang.lock() = Some(bytes);
+    }
+
+    pub(crate) fn set_gone(&self, gone: bool) {
+        self.gone.store(gone, Ordering::Relaxed);
     }
 
     pub(crate) fn give_wrong(&self, requests: usize) {
@@ -244,6 +250,10 @@ impl Source for Memory {
     fn open(&self, range: Range<u64>) -> BoxFuture<'_, Result<Transfer, SourceError>> {
         let mut held_from = self.held_from.subscribe();
         Box::pin(async move {
+            if self.gone.load(Ordering::Relaxed) {
+                let cause = "there is no such blob".into();
+                return Err(SourceError { transient: false, retry_after: None, cause });
+            }
             // The sender lives as long as this.
             held_from.wait_for(|byte| range.end <= *byte).await.ok();
             self.fetched.fetch_add(range.end - range.start, Ordering::Relaxed);

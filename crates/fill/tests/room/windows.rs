@@ -95,3 +95,18 @@ fn a_window_that_does_not_come_fails_its_readers_in_time() {
     setup.windows.hold_from(u64::MAX);
     setup.check(page(&setup, 2));
 }
+
+#[test]
+fn without_windows_spans_are_made_one_after_the_other() {
+    let root = tempfile::tempdir().unwrap();
+    let setup = setup(&root);
+    setup.check(page(&setup, 20));
+    setup.windows.set_gone(true);
+    // From the last window that is there, and from the layer's beginning.
+    setup.check(page(&setup, 18));
+    setup.check(page(&setup, 6));
+    setup.layer.complete();
+    setup.until_sealed();
+    setup.check(0..setup.layer.bytes());
+    assert_eq!(setup.windows.bytes_fetched(), size(&setup, 16..32));
+}

@@ -53,6 +53,15 @@ fn sample(setup: &Setup) -> Sample {
     Sample { name, contents, windows: Digest::of(&windows), windows_size, pushed }
 }
 
+/// Unmounts the only mount, and throws its layers away. What is known of its index stays.
+fn forget(setup: &Setup, dir: &Path) {
+    setup.ok(&["umount", dir.to_str().unwrap()]);
+    setup.until("the layers have gone", || {
+        setup.ok(&["cache", "prune"]);
+        setup.ok(&["cache", "ls"])["layers"].as_array()?.is_empty().then_some(())
+    });
+}
+
 fn requests_for(setup: &Setup, blob: &Digest) -> Vec<RequestLog> {
     let requests = setup.registry.requests().into_iter();
     requests.filter(|request| request.path.contains(&blob.to_string())).collect()
@@ -72,11 +81,7 @@ fn windows_come_when_their_spans_are_read_and_are_kept() {
         // Whoever adopts the mount goes on with what is there of them.
         setup.kill_daemon();
         check(&dir, &contents);
-        setup.ok(&["umount", dir.to_str().unwrap()]);
-        setup.until("the layers have gone", || {
-            setup.ok(&["cache", "prune"]);
-            setup.ok(&["cache", "ls"])["layers"].as_array()?.is_empty().then_some(())
-        });
+        forget(&setup, &dir);
         setup.registry.clear_requests();
         forget_pages();
         check(&setup.mount(&name, "mnt", &arguments), &contents);
@@ -130,11 +135,7 @@ fn damaged_windows_of_this_machine_are_fetched_again() {
     let Sample { name, contents, windows, .. } = sample(&setup);
     let dir = setup.mount(&name, "mnt", &["--completion", "never"]);
     check(&dir, &contents);
-    setup.ok(&["umount", dir.to_str().unwrap()]);
-    setup.until("the layers have gone", || {
-        setup.ok(&["cache", "prune"]);
-        setup.ok(&["cache", "ls"])["layers"].as_array()?.is_empty().then_some(())
-    });
+    forget(&setup, &dir);
     let path = longest(&setup.in_root(""), "windows").unwrap();
     let right = std::fs::read(&path).unwrap();
     assert_eq!(Digest::of(&right), windows);
@@ -143,4 +144,22 @@ fn damaged_windows_of_this_machine_are_fetched_again() {
     forget_pages();
     check(&setup.mount(&name, "mnt", &["--completion", "never"]), &contents);
     assert!(std::fs::read(&path).unwrap() == right, "they are not mended");
+}
+
+#[test]
+fn an_image_whose_index_has_lost_its_windows_is_read_all_the_same() {
+    let setup = Setup::new();
+    let Sample { name, contents, windows, .. } = sample(&setup);
+    let dir = setup.mount(&name, "mnt", &["--completion", "never"]);
+    check(&dir, &contents[..1]);
+    assert!(setup.registry.delete_blob(windows));
+    check(&dir, &contents);
+    let said = "the windows of the index are gone";
+    assert_eq!(setup.log().matches(said).count(), 1, "{}", setup.log());
+    // A machine that has none of them.
+    forget(&setup, &dir);
+    setup.ok(&["index", "rm", &name]);
+    let dir = setup.mount(&name, "mnt", &["--completion", "never"]);
+    check(&dir, &contents[9..]);
+    check(&dir, &contents);
 }
