@@ -2,14 +2,14 @@
 //! indexes turned out to lie, under their own.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use index::{Parts, WindowError};
-use oci::Digest;
+use index::WindowError;
 use oci::span_index::WindowsBlob;
+use oci::{Digest, Hasher};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use ztoc::{Compression, Limits, ParseZtocError, ReadTocError, Toc, TocEntry, Ztoc};
@@ -302,6 +302,33 @@ impl IndexStore {
         self.write(layer, bytes, &note, ztoc)
     }
 
+    /// Stores the index of `layer` that was built here. Many windows are put apart: who loads it needs the
+    /// memory of few.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn save_built(
+        &self,
+        layer: &Digest,
+        layer_size: u64,
+        bytes: &[u8],
+    ) -> Result<StoredIndex, StoreIndexError> {
+        let ztoc = parse(layer, bytes)?;
+        let is_gzip = ztoc.spans.compression() == Compression::Gzip;
+        if !is_gzip || ztoc.spans.len() < MANY_WINDOWS {
+            return self.save(layer, layer_size, bytes, IndexOrigin::Built);
+        }
+        let path = self.windows_path(layer);
+        let (document, windows) = sys::files::replace_by(&path, |file| {
+            let mut out = Described::new(BufWriter::new(file));
+            let document = index::with_windows_apart(&ztoc, bytes, &mut out);
+            out.flush()?;
+            Ok((document.map_err(io::Error::other)?, out.finish()))
+        })
+        .map_err(|source| StoreIndexError::Io { path, source })?;
+        self.save_with(layer, layer_size, &document, Some(&windows), IndexOrigin::Built)
+    }
+
     /// Stores an index of `layer` that was built here with two cuts of its spans: `bytes` for this
     /// machine, and `soci` for [`soci_blob`](Self::soci_blob).
     ///
@@ -317,7 +344,7 @@ impl IndexStore {
         let path = self.soci_path(layer);
         sys::files::replace(&path, &soci).map_err(|source| StoreIndexError::Io { path, source })?;
         drop(soci);
-        self.save(layer, layer_size, bytes, IndexOrigin::Built)
+        self.save_built(layer, layer_size, bytes)
     }
 
     /// Stores what is known of a layer that can only be read from its beginning: `bytes` is a zTOC
@@ -351,8 +378,10 @@ impl IndexStore {
         let _one_at_a_time = self.writing.lock();
         let failed = |source| StoreIndexError::Io { path: path.clone(), source };
         sys::files::replace(&path, bytes).map_err(failed)?;
-        // Whoever has the windows of another index open keeps them.
-        remove_file(&self.windows_path(layer))?;
+        if note.windows.is_none() || note.origin != IndexOrigin::Built {
+            // Whoever has the windows of another index open keeps them.
+            remove_file(&self.windows_path(layer))?;
+        }
         self.write_note(layer, note)?;
         Ok(StoredIndex::new(ztoc, self.open_files(layer, note)?, note))
     }
@@ -512,19 +541,22 @@ impl IndexStore {
     /// A stored zTOC as Hermes' own index has it: the document, and its windows where they are apart from it.
     ///
     /// # Errors
-    /// As [`whole`](Self::whole).
+    /// When it cannot be read, and when not all windows are there.
     pub fn in_parts(&self, layer: &Digest) -> Result<(Vec<u8>, Option<Vec<u8>>), StoreIndexError> {
-        let whole = self.whole(layer)?;
-        let ztoc = parse(layer, &whole)?;
-        if ztoc.spans.len() < MANY_WINDOWS {
-            return Ok((whole, None));
+        let read = |path: PathBuf| match fs::read(&path) {
+            Ok(bytes) => Ok(bytes),
+            Err(source) => Err(StoreIndexError::Io { path, source }),
+        };
+        let document = read(self.paths(layer).0)?;
+        let Some(digest) = self.note(layer)?.and_then(|note| note.windows) else {
+            return Ok((document, None));
+        };
+        let windows = read(self.windows_path(layer))?;
+        if Digest::of(&windows) != digest {
+            let source = WindowError::Other;
+            return Err(StoreIndexError::Windows { layer: *layer, source });
         }
-        let apart = index::with_windows_apart(&ztoc, &whole);
-        let apart = apart.map_err(|source| StoreIndexError::Windows { layer: *layer, source })?;
-        Ok(match apart {
-            Some(Parts { document, windows }) => (document, Some(windows)),
-            None => (whole, None),
-        })
+        Ok((document, Some(windows)))
     }
 
     fn windows_path(&self, layer: &Digest) -> PathBuf {
@@ -576,6 +608,37 @@ fn read_toc(file: &File, digest: &Digest) -> io::Result<Vec<TocEntry>> {
     }
     let ztoc = Ztoc::parse(&bytes, &Limits::default());
     Ok(ztoc.map_err(io::Error::other)?.toc)
+}
+
+/// Windows on their way to a file.
+struct Described<W> {
+    out: W,
+    hasher: Hasher,
+    size: u64,
+}
+
+impl<W: Write> Described<W> {
+    fn new(out: W) -> Self {
+        Self { out, hasher: Hasher::new(), size: 0 }
+    }
+
+    /// What was written.
+    fn finish(self) -> WindowsBlob {
+        WindowsBlob { digest: self.hasher.finish(), size: self.size }
+    }
+}
+
+impl<W: Write> Write for Described<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let n = self.out.write(bytes)?;
+        self.hasher.update(bytes.get(..n).unwrap_or_default());
+        self.size = self.size.saturating_add(n as u64);
+        Ok(n)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
+    }
 }
 
 /// Whether there was one.

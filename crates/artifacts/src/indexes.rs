@@ -103,7 +103,9 @@ pub async fn find_indexes(
 #[derive(Debug, thiserror::Error)]
 pub enum FetchWindowsError {
     /// They do not come.
-    #[error("fetching the windows of an index")]
+    #[error(
+        "fetching the windows of an index, which are not all here; `hermes index build` makes it again"
+    )]
     Origin(#[from] OriginError),
     /// The disk does not take them.
     #[error("storing the windows of an index")]

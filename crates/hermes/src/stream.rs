@@ -201,7 +201,7 @@ pub(crate) fn save(
     match also {
         _ if is_streamed => indexes.save_streamed(digest, &bytes, IndexOrigin::Built),
         Some(soci) => indexes.save_both(digest, layer.size, &bytes, soci),
-        None => indexes.save(digest, layer.size, &bytes, IndexOrigin::Built),
+        None => indexes.save_built(digest, layer.size, &bytes),
     }
 }
 

@@ -1,11 +1,11 @@
 //! The windows of a layer's spans: in its zTOC, or compressed in a blob of their own.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::FileExt;
 
 use oci::Digest;
-use ztoc::{Compression, SpanId, SpanTable, WINDOW_SIZE, Window, WindowFrame, Ztoc, ZtocTooLarge};
+use ztoc::{SpanId, SpanTable, WINDOW_SIZE, Window, WindowFrame, Ztoc, ZtocTooLarge};
 
 /// A window cannot be had from where it lies on this machine, or not be put elsewhere.
 #[derive(Debug, thiserror::Error)]
@@ -19,38 +19,32 @@ pub enum WindowError {
     /// The bytes are those that the zTOC says, and no window.
     #[error("it does not decompress to a window")]
     Malformed,
-    /// There is no memory.
-    #[error("compressing it")]
-    Compress(#[source] io::Error),
+    /// The disk, or the memory.
+    #[error("writing it")]
+    Write(#[source] io::Error),
     /// The zTOC would be too large.
     #[error(transparent)]
     TooLarge(#[from] ZtocTooLarge),
 }
 
-/// A zTOC whose windows are apart.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Parts {
-    /// The zTOC as a document.
-    pub document: Vec<u8>,
-    /// The blob with the windows, each one zstd frame.
-    pub windows: Vec<u8>,
-}
-
-/// Puts the windows of a zTOC apart. `blob` is the document of `ztoc`. Nothing if that has none, or has them
-/// apart already.
+/// Puts the windows of a zTOC apart: writes them to `out`, each one zstd frame, and returns the zTOC without them
+/// as a document. `blob` is the document of `ztoc`, which is that of a gzip layer and has them inside.
 ///
 /// # Errors
-/// [`WindowError::Compress`] and [`WindowError::TooLarge`].
-pub fn with_windows_apart(ztoc: &Ztoc, blob: &[u8]) -> Result<Option<Parts>, WindowError> {
-    let spans = &ztoc.spans;
-    let is_gzip = spans.compression() == Compression::Gzip;
-    if !is_gzip || spans.windows_apart().is_some() {
-        return Ok(None);
-    }
-    let compress =
-        |window: &[u8]| zstd::bulk::compress(window, LEVEL).map_err(WindowError::Compress);
-    let (document, windows) = ztoc.with_windows_apart(blob, compress)?;
-    Ok(Some(Parts { document, windows }))
+/// [`WindowError::Write`] and [`WindowError::TooLarge`].
+///
+/// # Panics
+/// If the layer is not gzip: other layers have no windows.
+pub fn with_windows_apart(
+    ztoc: &Ztoc,
+    blob: &[u8],
+    out: &mut dyn Write,
+) -> Result<Vec<u8>, WindowError> {
+    ztoc.with_windows_apart(blob, |window| {
+        let frame = zstd::bulk::compress(window, LEVEL).map_err(WindowError::Write)?;
+        out.write_all(&frame).map_err(WindowError::Write)?;
+        Ok(frame)
+    })
 }
 
 /// The zTOC with its windows inside: as all tools know it. `windows` is the blob of windows of `ztoc`, whole.
@@ -126,13 +120,11 @@ pub fn decompress_window(frame: &[u8], window: &mut Vec<u8>) -> Result<(), Windo
     }
 }
 
-/// How hard windows are compressed: once, and fetched by every node.
-const LEVEL: i32 = 9;
+/// How hard windows are compressed. They are short: what more work gives is little.
+const LEVEL: i32 = 3;
 
 #[cfg(test)]
 mod tests {
-    use std::io::Write as _;
-
     use ztoc::{IndexerOptions, Limits};
 
     use super::*;
@@ -155,8 +147,8 @@ mod tests {
         let mut indexer = ztoc::Indexer::new(options).unwrap();
         indexer.push(&gzip.finish().unwrap(), &mut |_| {}).unwrap();
         let built = indexer.finish().unwrap();
-        let apart = with_windows_apart(&built.ztoc, &built.ztoc_bytes).unwrap();
-        let Parts { document, windows } = apart.expect("windows");
+        let mut windows = Vec::new();
+        let document = with_windows_apart(&built.ztoc, &built.ztoc_bytes, &mut windows).unwrap();
         let apart = Ztoc::parse(&document, &Limits::default()).unwrap();
         Sample { inside: (built.ztoc, built.ztoc_bytes), apart: (apart, windows) }
     }
@@ -210,20 +202,5 @@ mod tests {
             assert!(matches!(error, WindowError::Malformed), "{bytes}: {error:?}");
         }
         decompress_window(b"no frame", &mut window).unwrap_err();
-    }
-
-    #[test]
-    fn what_has_no_windows_stays_as_it_is() {
-        let Sample { apart, .. } = sample(40_000);
-        assert!(with_windows_apart(&apart.0, &apart.1).unwrap().is_none());
-        let few = IndexerOptions {
-            span_size: 100,
-            compression: Compression::Uncompressed,
-            ..IndexerOptions::default()
-        };
-        let mut indexer = ztoc::Indexer::new(few).unwrap();
-        indexer.push(&[0; 10_240], &mut |_| {}).unwrap();
-        let plain = indexer.finish().unwrap();
-        assert!(with_windows_apart(&plain.ztoc, &plain.ztoc_bytes).unwrap().is_none());
     }
 }

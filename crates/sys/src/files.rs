@@ -11,7 +11,7 @@ use std::path::Path;
 /// # Errors
 /// What the disk says; the old file is there as before, and nothing of the new one.
 pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write_and_rename(path, bytes, |_file| Ok(()))
+    replace_by(path, |mut file| file.write_all(bytes))
 }
 
 /// As [`replace`], and the new file is whole after a loss of power too, if it is there.
@@ -19,26 +19,29 @@ pub fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
 /// # Errors
 /// As [`replace`].
 pub fn replace_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    write_and_rename(path, bytes, File::sync_all)
+    replace_by(path, |mut file| {
+        file.write_all(bytes)?;
+        file.sync_all()
+    })
 }
 
-fn write_and_rename(
-    path: &Path,
-    bytes: &[u8],
-    finish: impl FnOnce(&File) -> io::Result<()>,
-) -> io::Result<()> {
+/// As [`replace`], with what `write` writes.
+///
+/// # Errors
+/// As [`replace`], and what `write` says.
+pub fn replace_by<T>(path: &Path, write: impl FnOnce(&File) -> io::Result<T>) -> io::Result<T> {
     // One name, so that a process that is killed leaves no more than one file behind, which the next one
     // takes.
     let new = path.with_extension("new");
-    let mut file = claim(&new)?;
-    let write = || {
+    let file = claim(&new)?;
+    let write_and_rename = || {
         file.set_len(0)?;
-        file.write_all(bytes)?;
-        finish(&file)?;
-        fs::rename(&new, path)
+        let written = write(&file)?;
+        fs::rename(&new, path)?;
+        Ok(written)
     };
     // On a full disk it may be there, and empty.
-    write().inspect_err(|_| fs::remove_file(&new).unwrap_or_default())
+    write_and_rename().inspect_err(|_| fs::remove_file(&new).unwrap_or_default())
 }
 
 /// Opens the file at `path`, made if need be, for nobody else who claims it: two that write to one file

@@ -63,9 +63,9 @@ impl Ztoc {
         window.unwrap_or_default()
     }
 
-    /// The same index with its windows apart: the document, and the blob of windows beside it. The windows
-    /// are taken from `blob`, the document that this value was parsed from or that was built with it; `frame`
-    /// compresses one.
+    /// The document of the same index with its windows apart. They are taken from `blob`, the document that
+    /// this value was parsed from or that was built with it, and `frame` gets them in the order of their spans:
+    /// it returns what the blob of windows has for one.
     ///
     /// # Errors
     /// What `frame` says.
@@ -76,22 +76,20 @@ impl Ztoc {
         &self,
         blob: &[u8],
         mut frame: impl FnMut(&[u8]) -> Result<Vec<u8>, E>,
-    ) -> Result<(Vec<u8>, Vec<u8>), E> {
-        let (mut zinfo, mut windows) = (self.gzip_header(), Vec::new());
+    ) -> Result<Vec<u8>, E> {
+        let mut zinfo = self.gzip_header();
         for span in self.spans.ids() {
             let frame = match self.window(blob, span) {
                 [] => None,
                 window => {
                     let frame = frame(window)?;
-                    windows.extend_from_slice(&frame);
                     let size = u32::try_from(frame.len()).expect("a frame of some KiB");
                     Some((size, Digest::of(&frame)))
                 }
             };
             apart_record(&mut zinfo, &self.spans.checkpoint(span), frame);
         }
-        let (document, _place) = encode(self, zinfo)?;
-        Ok((document, windows))
+        Ok(encode(self, zinfo)?.0)
     }
 
     /// The document with its windows inside, as everybody reads it; `window` gives that of a span whose
@@ -180,8 +178,13 @@ mod tests {
     #[test]
     fn windows_are_put_apart_and_back() {
         let built = built();
-        let halved = |window: &[u8]| Ok::<_, ZtocTooLarge>(window[WINDOW_SIZE / 2..].to_vec());
-        let (document, windows) = built.ztoc.with_windows_apart(&built.ztoc_bytes, halved).unwrap();
+        let mut windows = Vec::new();
+        let halved = |window: &[u8]| {
+            let frame = window[WINDOW_SIZE / 2..].to_vec();
+            windows.extend_from_slice(&frame);
+            Ok::<_, ZtocTooLarge>(frame)
+        };
+        let document = built.ztoc.with_windows_apart(&built.ztoc_bytes, halved).unwrap();
         let apart = Ztoc::parse(&document, &Limits::default()).unwrap();
         let with_window = apart.spans.ids().filter(|span| apart.spans.window(*span).is_some());
         let spans = u64::try_from(with_window.count()).unwrap();

@@ -70,8 +70,9 @@ impl Setup {
         let mut indexer = Indexer::new(options).unwrap();
         indexer.push(&blob, &mut |_| {}).unwrap();
         let built = indexer.finish().unwrap();
-        let parts = index::with_windows_apart(&built.ztoc, &built.ztoc_bytes).unwrap();
-        let index::Parts { document, windows } = parts.unwrap();
+        let mut windows = Vec::new();
+        let document = index::with_windows_apart(&built.ztoc, &built.ztoc_bytes, &mut windows);
+        let document = document.unwrap();
         let index = Digest::of(&document);
         let spans = Arc::new(Ztoc::parse(&document, &Limits::default()).unwrap().spans);
         let windows = Arc::new(Memory::new(windows.into()));

@@ -5,7 +5,6 @@ use std::path::Path;
 use oci::Digest;
 use serde_json::Value;
 use testkit::registry::{Fault, RequestLog, Scope, Times};
-use ztoc::{Limits, Ztoc};
 
 use crate::setup::{Setup, check, forget_pages, image_from};
 
@@ -45,9 +44,7 @@ fn sample(setup: &Setup) -> Sample {
     let (name, contents) = image_from(setup, "long", 0..12, 1 << 20);
     run_at(setup, "builder", &[BUILD, &[&name]].concat());
     let pushed = json_at(setup, "builder", &["index", "push", &name]);
-    let document = std::fs::read(longest(&setup.path("builder"), "ztoc").unwrap()).unwrap();
-    let ztoc = Ztoc::parse(&document, &Limits::default()).unwrap();
-    let windows = index::with_windows_apart(&ztoc, &document).unwrap().unwrap().windows;
+    let windows = std::fs::read(longest(&setup.path("builder"), "windows").unwrap()).unwrap();
     setup.registry.clear_requests();
     let windows_size = windows.len() as u64;
     Sample { name, contents, windows: Digest::of(&windows), windows_size, pushed }
@@ -162,4 +159,23 @@ fn an_image_whose_index_has_lost_its_windows_is_read_all_the_same() {
     let dir = setup.mount(&name, "mnt", &["--completion", "never"]);
     check(&dir, &contents[9..]);
     check(&dir, &contents);
+}
+
+#[test]
+fn an_index_that_was_built_here_needs_no_windows_of_others() {
+    let setup = Setup::new();
+    let (name, contents) = image_from(&setup, "long", 0..12, 1 << 20);
+    setup.ok(&[BUILD, &[&name]].concat());
+    let path = longest(&setup.in_root(""), "windows").unwrap();
+    let right = std::fs::read(&path).unwrap();
+    let dir = setup.mount(&name, "mnt", &["--completion", "never"]);
+    check(&dir, &contents);
+    assert_eq!(requests_for(&setup, &Digest::of(&right)).len(), 0);
+    // Nobody else has them.
+    forget(&setup, &dir);
+    std::fs::write(&path, vec![0; right.len()]).unwrap();
+    forget_pages();
+    check(&setup.mount(&name, "mnt", &["--completion", "never"]), &contents);
+    let said = setup.fails(3, &["index", "push", &name]);
+    assert!(said.contains("hermes index build"), "{said}");
 }
