@@ -117,7 +117,7 @@ fn orphans() -> Vec<(Pid, String)> {
 }
 
 /// What tells where a process came from and why it is still there: its state, its numbers in its pid
-/// namespaces, what the kernel does for it, its program and its cgroups.
+/// namespaces, what the kernel does for it, its program, its cgroups, and what it has open.
 fn whereabouts(pid: Pid) -> String {
     let folder = PathBuf::from(format!("/proc/{}", pid.as_raw_pid()));
     let read = |name: &str| fs::read_to_string(folder.join(name)).unwrap_or_default();
@@ -134,6 +134,8 @@ fn whereabouts(pid: Pid) -> String {
         fs::read_link(folder.join("exe")).unwrap_or_default().display()
     ));
     facts.extend(read("cgroup").lines().map(ToOwned::to_owned));
+    let open = list(&folder.join("fd")).into_iter().filter_map(|fd| fs::read_link(fd).ok());
+    facts.extend(open.map(|file| format!("open {}", file.display())));
     facts.join(", ")
 }
 

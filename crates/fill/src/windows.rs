@@ -41,7 +41,7 @@ impl Came {
     }
 }
 
-/// Who fetches windows of a layer just now, by [`group`].
+/// Who fetches windows of a layer just now, by the number of their group.
 #[derive(Debug, Default)]
 pub(crate) struct Turns(parking_lot::Mutex<HashMap<u32, Arc<Mutex<()>>>>);
 
