@@ -11,6 +11,7 @@ use futures_util::stream;
 use oci::soci::{self, SociIndex, Version};
 use oci::span_index::{self, SpanIndex, WindowsBlob};
 use oci::{Descriptor, Digest, LayerCompression, Manifest};
+use ztoc::Window;
 
 use crate::index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex, StoredWindows};
 use crate::local::MAX_DOCUMENT;
@@ -120,7 +121,11 @@ pub enum FetchWindowsError {
 pub async fn have_windows(origin: &Origin, index: &StoredIndex) -> Result<(), FetchWindowsError> {
     let Some(StoredWindows { file, blob }) = &index.windows else { return Ok(()) };
     let spans = &index.ztoc.spans;
-    if spans.ids().all(|span| index::has_window(spans, span, file).unwrap_or(false)) {
+    let is_here = |span| match spans.window(span) {
+        Some(Window::Apart(frame)) => index::read_frame(frame, file).is_ok(),
+        Some(Window::Inside(_)) | None => true,
+    };
+    if spans.ids().all(is_here) {
         return Ok(());
     }
     let bytes = origin.sized_blob(&blob.digest, blob.size.min(MAX_ZTOC)).await?;

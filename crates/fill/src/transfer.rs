@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Instant;
 
+use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
 use ztoc::SpanId;
@@ -116,13 +117,13 @@ async fn receive(
         memory.acquire_many_owned(wanted).await.ok()
     };
     shared.requests.fetch_add(1, Ordering::Relaxed);
-    let mut asked = Some(Instant::now());
-    // Nothing can be made of a span without its window.
-    let opened = async {
-        let opened = layer.spec().source.open(job.bytes.clone());
-        tokio::try_join!(opened, windows::fetch(shared, layer, job.spans.clone()))
+    let begun = async {
+        let windows = windows::fetch(shared, layer, job.spans.clone());
+        // Nothing can be made of a span without its window.
+        tokio::try_join!(first_piece(shared, layer, job), windows)
     };
-    let (opened, mut windows) = or_ask_again(shared, layer, cut.unfinished(), opened).await?;
+    let begun = or_ask_again(shared, layer, cut.unfinished(), begun).await?;
+    let ((mut next, opened), mut windows) = begun;
     if job.spans.clone().all(|span| windows.lacks(span)) {
         job.spans.clone().for_each(|span| shared.wait_for_the_one_before(layer, span, job.class));
         return Ok(());
@@ -130,11 +131,7 @@ async fn receive(
     let Transfer { bytes: mut stream, sender } = opened;
     let sender: Option<Arc<dyn Sender>> = sender.map(Arc::from);
     let mut receiving = None;
-    while let Some(piece) = or_ask_again(shared, layer, cut.unfinished(), stream.next()).await {
-        let piece = piece?;
-        if let Some(asked) = asked.take() {
-            shared.first_byte(asked.elapsed());
-        }
+    while let Some(piece) = next {
         if urgent && receiving.is_none() {
             receiving = Some(Urgent::new(&shared.traffic));
         }
@@ -155,8 +152,24 @@ async fn receive(
                 Work { layer, span, compressed, window, sender, class, since, _memory: share };
             shared.decode.push(work);
         });
+        next = or_ask_again(shared, layer, cut.unfinished(), stream.next()).await.transpose()?;
     }
     if cut.is_done() { Ok(()) } else { Err(ended_early(cut)) }
+}
+
+/// Asks for a transfer's bytes, and waits for the first of them.
+async fn first_piece(
+    shared: &Shared,
+    layer: &Layer,
+    job: &plan::Job,
+) -> Result<(Option<Bytes>, Transfer), SourceError> {
+    let asked = Instant::now();
+    let mut transfer = layer.spec().source.open(job.bytes.clone()).await?;
+    let first = transfer.bytes.next().await.transpose()?;
+    if first.is_some() {
+        shared.first_byte(asked.elapsed());
+    }
+    Ok((first, transfer))
 }
 
 /// Waits for what comes next of a transfer. If that takes long, those of `spans` for which a reader waits are

@@ -39,6 +39,26 @@ impl Came {
     pub(crate) fn lacks(&self, span: u32) -> bool {
         self.lacking.contains(&span)
     }
+
+    /// Takes what is kept of the windows of these spans, and says whether that is all.
+    fn take_in(&mut self, layer: &Layer, spans: Range<u32>) -> bool {
+        let missing = self.missing(layer, spans);
+        let n_missing = missing.len();
+        let kept = missing.into_iter().filter_map(|(span, frame)| {
+            let bytes = index::read_frame(frame, &layer.spec().windows).ok()?;
+            Some((span.0, Given::Frame(bytes.into())))
+        });
+        let kept: Vec<_> = kept.collect();
+        let is_all = kept.len() == n_missing;
+        self.given.extend(kept);
+        is_all
+    }
+
+    /// Those of these spans that need a window and have none yet.
+    fn missing<'l>(&self, layer: &'l Layer, spans: Range<u32>) -> Vec<(SpanId, &'l WindowFrame)> {
+        let missing = spans.filter(|span| !self.given.contains_key(span)).map(SpanId);
+        missing.filter_map(|span| Some((span, frame(layer, span)?))).collect()
+    }
 }
 
 /// Who fetches windows of a layer just now, by the number of their group.
@@ -60,16 +80,21 @@ pub(crate) async fn fetch(
 ) -> Result<Came, SourceError> {
     let mut came = Came::default();
     let Some(source) = &layer.spec().windows_source else { return Ok(came) };
-    let groups = spans.start / GROUP..spans.end.div_ceil(GROUP);
-    for group in groups.filter(|group| !lacking(layer, spans.clone(), *group).is_empty()) {
+    for group in spans.start / GROUP..spans.end.div_ceil(GROUP) {
+        let first = group.saturating_mul(GROUP);
+        let all = first..first.saturating_add(GROUP).min(layer.spec().spans.len());
+        let wanted = all.start.max(spans.start)..all.end.min(spans.end);
+        if came.take_in(layer, wanted.clone()) {
+            continue;
+        }
         // The neighbours' transfers want the same; one of them may hang.
         let turn = layer.window_turns().of(group);
         let _turn = tokio::time::timeout(shared.patience(), turn.lock()).await;
-        if lacking(layer, spans.clone(), group).is_empty() {
+        if came.take_in(layer, wanted.clone()) {
             continue;
         }
-        let frames = lacking(layer, 0..u32::MAX, group);
-        match fetch_frames(shared, layer, source.as_ref(), &frames).await {
+        came.take_in(layer, all.clone());
+        match fetch_frames(shared, layer, source.as_ref(), &came.missing(layer, all)).await {
             Ok(frames) => {
                 let given = frames.into_iter().map(|(span, frame)| (span, Given::Frame(frame)));
                 came.given.extend(given);
@@ -77,7 +102,7 @@ pub(crate) async fn fetch(
             Err(error) if error.transient => return Err(error),
             Err(error) => {
                 layer.windows_are_gone(&error);
-                for (SpanId(span), _) in lacking(layer, spans.clone(), group) {
+                for (SpanId(span), _) in came.missing(layer, wanted) {
                     match before(layer, span) {
                         Some(window) => drop(came.given.insert(span, Given::Plain(window))),
                         None => drop(came.lacking.insert(span)),
@@ -105,17 +130,6 @@ fn before(layer: &Layer, span: u32) -> Option<Vec<u8>> {
     let bytes = window.get_mut(WINDOW_SIZE - there..)?;
     spec.cache.data().read_exact_at(bytes, start).ok()?;
     Some(window)
-}
-
-/// The windows of a group that are not there, as far as they are of these spans.
-fn lacking(layer: &Layer, spans: Range<u32>, group: u32) -> Vec<(SpanId, &WindowFrame)> {
-    let spec = layer.spec();
-    let first = group.saturating_mul(GROUP);
-    let end = first.saturating_add(GROUP).min(spec.spans.len());
-    let spans = first.max(spans.start)..end.min(spans.end);
-    let has = |span: &SpanId| index::has_window(&spec.spans, *span, &spec.windows).unwrap_or(false);
-    let missing = spans.map(SpanId).filter(|span| !has(span));
-    missing.filter_map(|span| Some((span, frame(layer, span)?))).collect()
 }
 
 async fn fetch_frames(

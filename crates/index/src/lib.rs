@@ -13,7 +13,7 @@ use oci::{Digest, LayerCompression};
 use ztoc::{BuiltIndex, Compression, IndexError, Indexer, IndexerOptions, TocEntry, Ztoc};
 
 pub use crate::windows::{
-    WindowError, decompress_window, has_window, read_window, with_windows_apart,
+    WindowError, decompress_window, read_frame, read_window, with_windows_apart,
     with_windows_inside,
 };
 use crate::zstd::ZstdIndexer;

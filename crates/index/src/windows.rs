@@ -81,22 +81,11 @@ pub fn read_window(
     }
 }
 
-/// Whether the file has the window of a span, if it needs one.
+/// Reads a frame of a blob of windows from a file that has the blob, or what there is of it.
 ///
 /// # Errors
-/// When the disk cannot be read.
-pub fn has_window(spans: &SpanTable, span: SpanId, file: &File) -> io::Result<bool> {
-    match spans.window(span) {
-        None | Some(Window::Inside(_)) => Ok(true),
-        Some(Window::Apart(frame)) => match read_frame(frame, file) {
-            Ok(_frame) => Ok(true),
-            Err(WindowError::Read(err)) => Err(err),
-            Err(_) => Ok(false),
-        },
-    }
-}
-
-fn read_frame(frame: &WindowFrame, file: &File) -> Result<Vec<u8>, WindowError> {
+/// [`WindowError::Read`], and [`WindowError::Other`] where the frame is not there.
+pub fn read_frame(frame: &WindowFrame, file: &File) -> Result<Vec<u8>, WindowError> {
     let size = frame.range.end.saturating_sub(frame.range.start);
     let mut bytes = vec![0; usize::try_from(size).unwrap_or_default()];
     match file.read_exact_at(&mut bytes, frame.range.start) {
@@ -169,7 +158,6 @@ mod tests {
             read_window(&inside.spans, span, &document_file, &mut left).unwrap();
             read_window(&apart.spans, span, &windows_file, &mut right).unwrap();
             assert!(left == right, "{span:?}");
-            assert!(has_window(&apart.spans, span, &windows_file).unwrap());
         }
         assert_eq!(left.len(), WINDOW_SIZE);
         assert!(with_windows_inside(&apart, &windows_file).unwrap() == document);
@@ -187,7 +175,6 @@ mod tests {
         for span in [middle, last] {
             let error = read_window(&apart.spans, span, &file, &mut window).unwrap_err();
             assert!(matches!(error, WindowError::Other), "{error:?}");
-            assert!(!has_window(&apart.spans, span, &file).unwrap());
         }
         read_window(&apart.spans, SpanId(1), &file, &mut window).unwrap();
         assert!(matches!(with_windows_inside(&apart, &file), Err(WindowError::Other)));
