@@ -12,7 +12,7 @@ use oci::Digest;
 use parking_lot::{Condvar, Mutex};
 use plan::{Class, InFlight, LayerId, Outcome};
 use tokio::runtime::Handle;
-use tokio::sync::{Notify, Semaphore};
+use tokio::sync::Notify;
 use tokio::task::JoinSet;
 use ztoc::SpanId;
 
@@ -22,6 +22,7 @@ use crate::durations::Durations;
 use crate::error::SpanFault;
 use crate::in_order::{self, Passes};
 use crate::layer::{Layer, LayerSpec, Order, Reader, SlowRead};
+use crate::memory::Memory;
 use crate::pace::Pace;
 use crate::room::{Brake, Room, RoomCell};
 use crate::seal::{self, Sealed};
@@ -103,7 +104,7 @@ pub(crate) struct Shared {
     pub(crate) decode: decode::Pool,
     pub(crate) traffic: transfer::Traffic,
     pub(crate) buffers: Arc<Buffers>,
-    pub(crate) memory: Arc<Semaphore>,
+    pub(crate) memory: Memory,
     layers: Mutex<BTreeMap<LayerId, Arc<Layer>>>,
     queue: Mutex<Wanted>,
     pub(crate) passes: Passes,
@@ -170,7 +171,7 @@ impl Engine {
             decode: decode::Pool::default(),
             traffic: transfer::Traffic::default(),
             buffers: Arc::default(),
-            memory: Arc::new(Semaphore::new(transfer::permits(u64::from(options.memory)))),
+            memory: Memory::new(options.memory),
             layers: Mutex::default(),
             queue: Mutex::new(Wanted {
                 queue: plan::Queue::new(),
@@ -496,6 +497,7 @@ impl Shared {
         let mut wanted = self.queue.lock();
         let Wanted { queue, in_flight, limits } = &mut *wanted;
         let mut limits = self.pace.lock().limits(*limits);
+        limits.memory_bytes = self.memory.left_ahead();
         if self.holds_back(queue) {
             limits.background_connections = 0;
         }

@@ -15,6 +15,7 @@ mod hint;
 mod in_order;
 mod lane;
 mod layer;
+mod memory;
 mod pace;
 mod room;
 mod seal;

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::sync::{Notify, OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 use ztoc::SpanId;
 
 use crate::buffers::{Buffers, Lent};
@@ -16,6 +16,7 @@ use crate::decode::Work;
 use crate::engine::Shared;
 use crate::error::SpanFault;
 use crate::layer::Layer;
+use crate::memory;
 use crate::source::{Sender, SourceError, Transfer};
 use crate::windows;
 
@@ -66,11 +67,6 @@ impl Drop for Urgent<'_> {
     }
 }
 
-/// Permits that `bytes` take of the memory semaphore: one a KiB.
-pub(crate) fn permits(bytes: u64) -> usize {
-    usize::try_from(bytes.div_ceil(1024)).unwrap_or(Semaphore::MAX_PERMITS)
-}
-
 /// Carries out `fetch`; every span of it ends in [`Shared::span_done`].
 pub(crate) async fn run(shared: Arc<Shared>, layer: Arc<Layer>, job: plan::Job) {
     let mut cut = Cut::new(Arc::clone(&layer), &job, Arc::clone(&shared.buffers));
@@ -105,17 +101,7 @@ async fn receive(
     cut: &mut Cut,
 ) -> Result<(), SourceError> {
     let urgent = job.class != plan::Class::Background;
-    let wanted = permits(job.bytes.end - job.bytes.start);
-    let wanted =
-        u32::try_from(wanted.min(permits(u64::from(shared.options.memory)))).unwrap_or(u32::MAX);
-    let memory = Arc::clone(&shared.memory);
-    let mut permit = if urgent {
-        // What a reader waits for is bounded by the number of connections, and must not queue
-        // behind what nobody waits for.
-        memory.try_acquire_many_owned(wanted).ok()
-    } else {
-        memory.acquire_many_owned(wanted).await.ok()
-    };
+    let mut permit = shared.memory.take(job.class, job.bytes.end - job.bytes.start).await;
     shared.requests.fetch_add(1, Ordering::Relaxed);
     let begun = async {
         let windows = windows::fetch(shared, layer, job.spans.clone());
@@ -144,7 +130,7 @@ async fn receive(
             if windows.lacks(span.0) {
                 return shared.wait_for_the_one_before(layer, span.0, job.class);
             }
-            let share = share(&mut permit, compressed.len());
+            let share = memory::share(&mut permit, compressed.len());
             let window = windows.take(span.0);
             let (layer, sender, class) = (Arc::clone(layer), sender.clone(), job.class);
             let since = Instant::now();
@@ -187,12 +173,6 @@ async fn or_ask_again<T>(
             Err(_late) => shared.ask_again(layer, spans.clone()),
         }
     }
-}
-
-/// The part of `permit` that stands for `len` bytes.
-fn share(permit: &mut Option<OwnedSemaphorePermit>, len: usize) -> Option<OwnedSemaphorePermit> {
-    let permit = permit.as_mut()?;
-    permit.split(permits(len as u64).min(permit.num_permits()))
 }
 
 fn ended_early(cut: &Cut) -> SourceError {

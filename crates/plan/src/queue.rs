@@ -63,6 +63,8 @@ pub struct Limits {
     pub idle_bytes: u64,
     /// So many compressed bytes may be in flight for [`Class::Background`], if more than one request is.
     pub completion_bytes: u64,
+    /// For [`Class::Prefetch`] and [`Class::ReadAhead`]: for so many compressed bytes there is memory.
+    pub memory_bytes: u64,
     /// The longest run of unwanted compressed bytes that is fetched to save a request.
     pub max_gap: u64,
     /// While a reader waits: the largest share of the bytes in flight that nobody waits for, in
@@ -87,6 +89,7 @@ impl Default for Limits {
             background_bytes: 8 << 20,
             idle_bytes: 32 << 20,
             completion_bytes: 32 << 20,
+            memory_bytes: u64::MAX,
             max_gap: 256 << 10,
             speculative_percent: 50,
             speculative_bytes: 8 << 20,
@@ -270,7 +273,7 @@ impl Queue {
         let (room, longest) = match class {
             Class::Demand => (u64::MAX, limits.demand_bytes),
             Class::Prefetch | Class::ReadAhead => {
-                (speculative_room(now, limits), limits.read_ahead_bytes)
+                (speculative_room(now, limits).min(limits.memory_bytes), limits.read_ahead_bytes)
             }
             Class::Background => (completion_room(now, limits)?, limits.background_bytes),
         };

@@ -16,6 +16,7 @@ const LIMITS: Limits = Limits {
     background_bytes: 500,
     idle_bytes: u64::MAX,
     completion_bytes: u64::MAX,
+    memory_bytes: u64::MAX,
     max_gap: 0,
     speculative_percent: 50,
     speculative_bytes: 0,
@@ -303,6 +304,23 @@ fn completion_begins_with_little_and_asks_for_much_at_a_time() {
     check(1000, 500, Some(0..5));
     check(1000, 750, Some(0..2));
     check(1000, 751, None);
+}
+
+#[test]
+fn what_is_fetched_ahead_has_room_in_memory() {
+    let next = |class, memory_bytes, speculative_bytes| {
+        let all: Vec<_> = (0..10).map(|span| (0, span, class)).collect();
+        let now = InFlight { speculative_bytes, ..IDLE };
+        let limits = Limits { memory_bytes, ..LIMITS };
+        queue(&all).next(&now, &limits).map(|job| job.spans.len())
+    };
+    for class in [Prefetch, ReadAhead] {
+        assert_eq!(next(class, 250, 1), Some(2));
+        assert_eq!(next(class, 99, 1), None);
+        // Whatever there is, one is under way.
+        assert_eq!(next(class, 99, 0), Some(1));
+    }
+    assert!(next(Demand, 0, 1).is_some() && next(Background, 0, 1).is_some());
 }
 
 #[test]

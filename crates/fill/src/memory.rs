@@ -1,0 +1,79 @@
+//! The memory that compressed bytes may take from the moment they are asked for until they are inflated.
+
+use std::sync::Arc;
+
+use plan::Class;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Halved: what is needed soon must not wait for what makes a layer whole.
+#[derive(Debug)]
+pub(crate) struct Memory {
+    /// Of completion.
+    background: Arc<Semaphore>,
+    /// Of all else but what a reader waits for, which is bounded by the number of connections.
+    ahead: Arc<Semaphore>,
+    /// Permits of each.
+    half: usize,
+}
+
+impl Memory {
+    /// Of `bytes` in all.
+    pub(crate) fn new(bytes: u32) -> Self {
+        let half = permits(u64::from(bytes / 2));
+        let semaphore = || Arc::new(Semaphore::new(half));
+        Self { background: semaphore(), ahead: semaphore(), half }
+    }
+
+    /// Room for a transfer of so many bytes. Completion waits for it; nobody else does.
+    pub(crate) async fn take(&self, class: Class, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        let wanted = u32::try_from(permits(bytes).min(self.half)).unwrap_or(u32::MAX);
+        match class {
+            Class::Background => Arc::clone(&self.background).acquire_many_owned(wanted).await.ok(),
+            Class::Demand | Class::Prefetch | Class::ReadAhead => {
+                Arc::clone(&self.ahead).try_acquire_many_owned(wanted).ok()
+            }
+        }
+    }
+
+    /// For how many bytes that nobody waits for there is room, completion aside.
+    pub(crate) fn left_ahead(&self) -> u64 {
+        (self.ahead.available_permits() as u64).saturating_mul(UNIT)
+    }
+}
+
+/// The part of `permit` that stands for `len` bytes.
+pub(crate) fn share(
+    permit: &mut Option<OwnedSemaphorePermit>,
+    len: usize,
+) -> Option<OwnedSemaphorePermit> {
+    let permit = permit.as_mut()?;
+    permit.split(permits(len as u64).min(permit.num_permits()))
+}
+
+fn permits(bytes: u64) -> usize {
+    usize::try_from(bytes.div_ceil(UNIT)).unwrap_or(Semaphore::MAX_PERMITS)
+}
+
+/// Bytes of a permit.
+const UNIT: u64 = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn what_is_needed_soon_has_room_beside_completion() {
+        let memory = Memory::new(64 << 10);
+        let completion = memory.take(Class::Background, 1 << 20).await.unwrap();
+        assert_eq!(memory.left_ahead(), 32 << 10);
+        let mut ahead = memory.take(Class::ReadAhead, 20 << 10).await;
+        assert_eq!(memory.left_ahead(), 12 << 10);
+        assert!(memory.take(Class::Demand, 13 << 10).await.is_none(), "a reader does not wait");
+        let first = share(&mut ahead, 5000);
+        drop(ahead);
+        assert_eq!(memory.left_ahead(), 27 << 10);
+        drop((first, completion));
+        assert_eq!(memory.left_ahead(), 32 << 10);
+        assert!(memory.take(Class::Background, 32 << 10).await.is_some());
+    }
+}
