@@ -63,7 +63,8 @@ pub struct Limits {
     pub idle_bytes: u64,
     /// So many compressed bytes may be in flight for [`Class::Background`], if more than one request is.
     pub completion_bytes: u64,
-    /// For [`Class::Prefetch`] and [`Class::ReadAhead`]: for so many compressed bytes there is memory.
+    /// For so many compressed bytes there is memory beside those that a reader waits for: of
+    /// [`Class::Prefetch`] and [`Class::ReadAhead`], and around a span of [`Class::Demand`].
     pub memory_bytes: u64,
     /// The longest run of unwanted compressed bytes that is fetched to save a request.
     pub max_gap: u64,
@@ -271,7 +272,7 @@ impl Queue {
             return None;
         }
         let (room, longest) = match class {
-            Class::Demand => (u64::MAX, limits.demand_bytes),
+            Class::Demand => (u64::MAX, limits.demand_bytes.min(limits.memory_bytes)),
             Class::Prefetch | Class::ReadAhead => {
                 (speculative_room(now, limits).min(limits.memory_bytes), limits.read_ahead_bytes)
             }
