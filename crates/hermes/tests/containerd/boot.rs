@@ -21,6 +21,15 @@ const MAKE_PARTS: &str = "
     umoci config --image /srv/images:parts --config.workingdir /parts
     skopeo copy --quiet --dest-tls-verify=false oci:/srv/images:parts docker://127.0.0.1:5000/parts:1";
 
+/// The program that the machine has: a file that can be replaced.
+const PROGRAM: &str = "/opt/hermes/hermes";
+
+/// Puts another build in its place, as a package does.
+const UPGRADE: &str = "
+    cp /opt/hermes/hermes /opt/hermes/hermes.new
+    echo 'another build' >> /opt/hermes/hermes.new
+    mv /opt/hermes/hermes.new /opt/hermes/hermes";
+
 /// What runs a container. Shares are of use where processors can be shared out: not in every cgroup of version 2.
 const RUN: &[&str] = &["run", "--cpu-shares=0", "--snapshotter", "hermes"];
 
@@ -39,6 +48,7 @@ struct World {
 impl World {
     fn new() -> Self {
         let node = node();
+        node.bash("mkdir /opt/hermes; cp /usr/local/bin/hermes /opt/hermes").unwrap();
         let registry = node.registry(5000).unwrap();
         busybox_image(&node, &registry, "lazy:1").unwrap();
         node.bash(MAKE_PARTS).unwrap();
@@ -53,7 +63,7 @@ impl World {
     /// The first boot: the machine becomes a node, and has both images and a container of each.
     fn set_up(&self) -> Machine<'_> {
         let machine = Machine { booted: self.node.boot().unwrap(), world: self };
-        let said = machine.run("hermes", &["node", "install", "--restart-containerd"]);
+        let said = machine.run(PROGRAM, &["node", "install", "--restart-containerd"]);
         assert!(said.contains("restart containerd"), "{said}");
         for (image, name) in [(WHOLE, "whole"), (IN_PARTS, "parts")] {
             machine.ctr(&["image", "pull", "--plain-http", "--snapshotter", "hermes", image]);
@@ -96,7 +106,7 @@ impl Machine<'_> {
     fn status(&self) -> Value {
         let mut status = Value::Null;
         let is_said = || {
-            let said = self.booted.run("hermes", &["--output", "json", "status"])?;
+            let said = self.booted.run(PROGRAM, &["--output", "json", "status"])?;
             status = serde_json::from_str(&said)?;
             Ok(!status["daemon"]["pid"].is_null())
         };
@@ -157,6 +167,14 @@ impl Machine<'_> {
         }
     }
 
+    /// What the daemon runs is the file that is there now.
+    #[track_caller]
+    fn check_program(&self) {
+        let pid = &self.status()["daemon"]["pid"];
+        let runs = format!("test /proc/{pid}/exe -ef {PROGRAM} && cmp /proc/{pid}/exe {PROGRAM}");
+        self.booted.bash(&runs).unwrap();
+    }
+
     /// systemd listens, Hermes serves, containerd asks: in this order, and there is no fault.
     #[track_caller]
     fn check_services(&self) {
@@ -169,7 +187,7 @@ impl Machine<'_> {
         let asks = self.time("containerd.service", "InactiveExitTimestampMonotonic");
         let times = [listens, begins, serves, asks];
         assert!(times.is_sorted() && listens > 0, "{times:?}");
-        let checked = self.run("hermes", &["node", "check"]);
+        let checked = self.run(PROGRAM, &["node", "check"]);
         assert!(checked.starts_with("fine, with containerd "), "{checked}");
     }
 
@@ -206,6 +224,18 @@ fn a_booted_node_serves_whatever_is_restarted() {
     systemctl(&["stop", "hermes.service"]);
     machine.check_another(IN_PARTS, "after-a-stop");
     machine.check_part_after(2, || ());
+
+    // Twice: systemd starts another build, and so does whoever sees that the daemon was killed.
+    machine.check_part_after(1, || {
+        machine.booted.bash(UPGRADE).unwrap();
+        systemctl(&["restart", "hermes.service"]);
+    });
+    machine.check_program();
+    machine.booted.bash(UPGRADE).unwrap();
+    systemctl(&kill);
+    machine.check_another(IN_PARTS, "after-an-upgrade");
+    machine.check_program();
+    (1..=6).for_each(|part| machine.check_part(part));
     machine.power_off();
 }
 
