@@ -6,6 +6,7 @@ mod boot;
 mod credentials;
 mod eager;
 mod faults;
+mod images;
 mod load;
 mod node;
 mod seeing;
