@@ -138,6 +138,15 @@ impl StoredIndex {
     }
 }
 
+/// A stored index as Hermes' own has it.
+#[derive(Debug)]
+pub struct IndexInParts {
+    /// The zTOC as a document.
+    pub document: Vec<u8>,
+    /// Its windows, where they are apart.
+    pub windows: Option<(WindowsBlob, Vec<u8>)>,
+}
+
 /// What is open of an index.
 struct Files {
     document: File,
@@ -259,11 +268,10 @@ impl IndexStore {
         bytes: &[u8],
         origin: IndexOrigin,
     ) -> Result<StoredIndex, StoreIndexError> {
-        self.save_with(layer, layer_size, bytes, None, origin)
+        self.save_parsed(layer, layer_size, (bytes, parse(layer, bytes)?), None, origin)
     }
 
-    /// As [`save`](Self::save), for a zTOC whose windows are apart, in the blob `windows`: none of them is
-    /// there yet.
+    /// As [`save`](Self::save), for a zTOC whose windows are apart, in the blob `windows`.
     ///
     /// # Errors
     /// As [`save`](Self::save).
@@ -275,19 +283,18 @@ impl IndexStore {
         windows: &WindowsBlob,
         origin: IndexOrigin,
     ) -> Result<StoredIndex, StoreIndexError> {
-        self.save_with(layer, layer_size, bytes, Some(windows), origin)
+        self.save_parsed(layer, layer_size, (bytes, parse(layer, bytes)?), Some(windows), origin)
     }
 
-    fn save_with(
+    fn save_parsed(
         &self,
         layer: &Digest,
         layer_size: u64,
-        bytes: &[u8],
+        (bytes, ztoc): (&[u8], Ztoc),
         windows: Option<&WindowsBlob>,
         origin: IndexOrigin,
     ) -> Result<StoredIndex, StoreIndexError> {
         let unusable = |why: String| StoreIndexError::Unusable { layer: *layer, why };
-        let ztoc = parse(layer, bytes)?;
         if ztoc.compressed_size != layer_size {
             let size = ztoc.compressed_size;
             return Err(unusable(format!(
@@ -316,7 +323,7 @@ impl IndexStore {
         let ztoc = parse(layer, bytes)?;
         let is_gzip = ztoc.spans.compression() == Compression::Gzip;
         if !is_gzip || ztoc.spans.len() < MANY_WINDOWS {
-            return self.save(layer, layer_size, bytes, IndexOrigin::Built);
+            return self.save_parsed(layer, layer_size, (bytes, ztoc), None, IndexOrigin::Built);
         }
         let path = self.windows_path(layer);
         let (document, windows) = sys::files::replace_by(&path, |file| {
@@ -326,7 +333,7 @@ impl IndexStore {
             Ok((document.map_err(io::Error::other)?, out.finish()))
         })
         .map_err(|source| StoreIndexError::Io { path, source })?;
-        self.save_with(layer, layer_size, &document, Some(&windows), IndexOrigin::Built)
+        self.save_without_windows(layer, layer_size, &document, &windows, IndexOrigin::Built)
     }
 
     /// Stores an index of `layer` that was built here with two cuts of its spans: `bytes` for this
@@ -538,25 +545,26 @@ impl IndexStore {
             .map_err(|source| StoreIndexError::Windows { layer: *layer, source })
     }
 
-    /// A stored zTOC as Hermes' own index has it: the document, and its windows where they are apart from it.
+    /// A stored zTOC, to be pushed.
     ///
     /// # Errors
     /// When it cannot be read, and when not all windows are there.
-    pub fn in_parts(&self, layer: &Digest) -> Result<(Vec<u8>, Option<Vec<u8>>), StoreIndexError> {
+    pub fn in_parts(&self, layer: &Digest) -> Result<IndexInParts, StoreIndexError> {
         let read = |path: PathBuf| match fs::read(&path) {
             Ok(bytes) => Ok(bytes),
             Err(source) => Err(StoreIndexError::Io { path, source }),
         };
         let document = read(self.paths(layer).0)?;
         let Some(digest) = self.note(layer)?.and_then(|note| note.windows) else {
-            return Ok((document, None));
+            return Ok(IndexInParts { document, windows: None });
         };
         let windows = read(self.windows_path(layer))?;
         if Digest::of(&windows) != digest {
             let source = WindowError::Other;
             return Err(StoreIndexError::Windows { layer: *layer, source });
         }
-        Ok((document, Some(windows)))
+        let blob = WindowsBlob { digest, size: windows.len() as u64 };
+        Ok(IndexInParts { document, windows: Some((blob, windows)) })
     }
 
     fn windows_path(&self, layer: &Digest) -> PathBuf {

@@ -7,7 +7,9 @@ mod name;
 mod origin;
 mod push;
 
-pub use index_store::{IndexOrigin, IndexStore, StoreIndexError, StoredIndex, StoredWindows};
+pub use index_store::{
+    IndexInParts, IndexOrigin, IndexStore, StoreIndexError, StoredIndex, StoredWindows,
+};
 pub use indexes::{
     FetchWindowsError, FoundIndexes, IndexCame, IndexOutcome, find_indexes, have_windows,
     stored_indexes,

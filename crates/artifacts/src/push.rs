@@ -8,10 +8,10 @@ use std::ops::Range;
 use oci::soci::{
     self, Conversion, SociIndex, ZtocEntry, convert_index, convert_manifest, wrap_manifest,
 };
-use oci::span_index::{SpanIndex, SpanIndexEntry, WindowsBlob};
+use oci::span_index::{SpanIndex, SpanIndexEntry};
 use oci::{Descriptor, Digest, ManifestOrIndex, media_type, parse_manifest};
 
-use crate::index_store::{IndexStore, StoreIndexError, StoredIndex};
+use crate::index_store::{IndexInParts, IndexStore, StoreIndexError, StoredIndex};
 use crate::indexes::{FetchWindowsError, have_windows};
 use crate::origin::{FoundAs, Image, ImageLayer, Origin, OriginError};
 
@@ -183,29 +183,22 @@ async fn push_own(
     stored: &StoredIndex,
     (store, start): (&IndexStore, &StartRanges),
 ) -> Result<SpanIndexEntry, PushIndexError> {
-    let (blob, windows) = store.in_parts(&layer.digest)?;
-    let windows = match windows {
-        Some(windows) => Some(push_windows(origin, windows).await?),
-        None => None,
-    };
-    let frame = zstd::encode_all(blob.as_slice(), LEVEL).map_err(PushIndexError::Compress)?;
+    let IndexInParts { document, windows } = store.in_parts(&layer.digest)?;
+    let frame = zstd::encode_all(document.as_slice(), LEVEL).map_err(PushIndexError::Compress)?;
     let entry = SpanIndexEntry {
         layer: layer.digest,
         digest: Digest::of(&frame),
         size: frame.len() as u64,
-        plain_size: blob.len() as u64,
+        plain_size: document.len() as u64,
         streamed: stored.streamed,
-        windows,
+        windows: windows.as_ref().map(|(blob, _)| *blob),
         start: start.get(&layer.digest).cloned().unwrap_or_default(),
     };
     origin.push_blob(&entry.digest, frame.into()).await?;
+    if let Some((blob, bytes)) = windows {
+        origin.push_blob(&blob.digest, bytes.into()).await?;
+    }
     Ok(entry)
-}
-
-async fn push_windows(origin: &Origin, windows: Vec<u8>) -> Result<WindowsBlob, PushIndexError> {
-    let blob = WindowsBlob { digest: Digest::of(&windows), size: windows.len() as u64 };
-    origin.push_blob(&blob.digest, windows.into()).await?;
-    Ok(blob)
 }
 
 async fn push_soci(

@@ -10,7 +10,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) struct Memory {
     /// Of completion.
     background: Arc<Semaphore>,
-    /// Of all else but what a reader waits for, which is bounded by the number of connections.
+    /// Of all else. What a reader waits for is bounded by the number of connections, and goes on where there
+    /// is no room.
     ahead: Arc<Semaphore>,
     /// Permits of each.
     half: usize,

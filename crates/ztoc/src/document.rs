@@ -5,11 +5,12 @@
 mod encode;
 mod parse;
 
+use oci::Digest;
+
 use crate::spans::{
-    Compression, SpanId, SpanTable, WINDOW_SIZE, Window, apart_record, gzip_header, gzip_record,
+    Compression, SpanId, SpanTable, WINDOW_SIZE, apart_record, gzip_header, gzip_record,
 };
 use crate::toc::TocEntry;
-use oci::Digest;
 
 pub(crate) use encode::encode;
 pub use parse::ParseZtocError;
@@ -55,12 +56,9 @@ impl Ztoc {
     /// empty as well, which [`crate::SpanDecoder`] refuses).
     #[must_use]
     pub fn window<'b>(&self, blob: &'b [u8], span: SpanId) -> &'b [u8] {
-        let Some(Window::Inside(start)) = self.spans.window(span) else { return &[] };
-        let window = usize::try_from(start).ok().and_then(|start| {
-            let end = start.checked_add(WINDOW_SIZE)?;
-            blob.get(start..end)
-        });
-        window.unwrap_or_default()
+        let start = self.spans.window(span).and_then(|window| window.position());
+        let start = start.and_then(|at| usize::try_from(at).ok());
+        start.and_then(|start| blob.get(start..start.checked_add(WINDOW_SIZE)?)).unwrap_or_default()
     }
 
     /// The document of the same index with its windows apart. They are taken from `blob`, the document that
@@ -68,7 +66,7 @@ impl Ztoc {
     /// it returns what the blob of windows has for one.
     ///
     /// # Errors
-    /// What `frame` says.
+    /// What `frame` says, and [`ZtocTooLarge`].
     ///
     /// # Panics
     /// If the layer is not gzip: other layers have no windows.
@@ -128,7 +126,7 @@ mod tests {
 
     use super::*;
     use crate::limits::Limits;
-    use crate::spans::RECORD_LEN;
+    use crate::spans::{RECORD_LEN, Window};
     use crate::{Indexer, IndexerOptions, SparseMap};
 
     /// A layer in two spans, with a sparse file in PAX version 1.0.
