@@ -28,8 +28,8 @@ pub(crate) struct Work {
     pub(crate) class: plan::Class,
     /// When they had come.
     pub(crate) since: Instant,
-    /// Its share of the memory that transfers may take; given back when the job is dropped.
-    pub(crate) _memory: Option<OwnedSemaphorePermit>,
+    /// Its share of the memory that transfers may take.
+    pub(crate) memory: Option<OwnedSemaphorePermit>,
 }
 
 /// The pool; its threads end when it is closed.
@@ -98,6 +98,8 @@ fn work(shared: &Weak<Shared>, is_patient: bool) {
         {
             sender.lied(*expected, *found);
         }
+        // What waits for memory is looked at when the span is done.
+        drop((job.compressed, job.memory));
         shared.span_done(&job.layer, job.span, result);
     }
 }

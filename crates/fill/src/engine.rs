@@ -493,7 +493,7 @@ impl Shared {
     }
 
     /// The next transfer that the limits allow.
-    fn next_job(&self) -> Option<plan::Job> {
+    fn next_job(&self) -> Option<transfer::Planned> {
         let mut wanted = self.queue.lock();
         let Wanted { queue, in_flight, limits } = &mut *wanted;
         let mut limits = self.pace.lock().limits(*limits);
@@ -504,7 +504,13 @@ impl Shared {
         let limits = self.room.get().within(&limits)?;
         let job = queue.next(in_flight, &limits)?;
         count(in_flight, &job, |count| count + 1, |bytes, more| bytes + more);
-        Some(job)
+        let bytes = job.bytes.end - job.bytes.start;
+        let permit = match job.class {
+            // It waits for its own.
+            Class::Background => None,
+            Class::Demand | Class::Prefetch | Class::ReadAhead => self.memory.take_ahead(bytes),
+        };
+        Some((job, permit))
     }
 
     /// The next layer to read in order, and why.
@@ -617,12 +623,12 @@ impl Shared {
 async fn dispatch(shared: Arc<Shared>) {
     let mut transfers = JoinSet::new();
     loop {
-        while let Some(job) = shared.next_job() {
-            match shared.layer(job.layer) {
+        while let Some(planned) = shared.next_job() {
+            match shared.layer(planned.0.layer) {
                 Some(layer) => {
-                    transfers.spawn(transfer::run(Arc::clone(&shared), layer, job));
+                    transfers.spawn(transfer::run(Arc::clone(&shared), layer, planned));
                 }
-                None => shared.transfer_ended(&job),
+                None => shared.transfer_ended(&planned.0),
             }
         }
         while let Some((id, class)) = shared.next_pass() {

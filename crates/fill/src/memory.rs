@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use plan::Class;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Halved: what is needed soon must not wait for what makes a layer whole.
@@ -25,20 +24,28 @@ impl Memory {
         Self { background: semaphore(), ahead: semaphore(), half }
     }
 
-    /// Room for a transfer of so many bytes. Completion waits for it; nobody else does.
-    pub(crate) async fn take(&self, class: Class, bytes: u64) -> Option<OwnedSemaphorePermit> {
-        let wanted = u32::try_from(permits(bytes).min(self.half)).unwrap_or(u32::MAX);
-        match class {
-            Class::Background => Arc::clone(&self.background).acquire_many_owned(wanted).await.ok(),
-            Class::Demand | Class::Prefetch | Class::ReadAhead => {
-                Arc::clone(&self.ahead).try_acquire_many_owned(wanted).ok()
-            }
-        }
+    /// Room for a transfer of so many bytes that are needed soon, if there is any. To be taken when the transfer
+    /// is planned: the next one must not be planned with the same room.
+    pub(crate) fn take_ahead(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.ahead).try_acquire_many_owned(self.wanted(bytes)).ok()
     }
 
-    /// For how many bytes that nobody waits for there is room, completion aside.
+    /// Room for a transfer of completion, which waits for it.
+    pub(crate) async fn take_background(&self, bytes: u64) -> Option<OwnedSemaphorePermit> {
+        Arc::clone(&self.background).acquire_many_owned(self.wanted(bytes)).await.ok()
+    }
+
+    fn wanted(&self, bytes: u64) -> u32 {
+        u32::try_from(permits(bytes).min(self.half)).unwrap_or(u32::MAX)
+    }
+
+    /// For how many bytes that nobody waits for there is room, completion aside. Where all of it is free a
+    /// single span may be longer.
     pub(crate) fn left_ahead(&self) -> u64 {
-        (self.ahead.available_permits() as u64).saturating_mul(UNIT)
+        match self.ahead.available_permits() {
+            all if all == self.half => u64::MAX,
+            left => (left as u64).saturating_mul(UNIT),
+        }
     }
 }
 
@@ -65,16 +72,16 @@ mod tests {
     #[tokio::test]
     async fn what_is_needed_soon_has_room_beside_completion() {
         let memory = Memory::new(64 << 10);
-        let completion = memory.take(Class::Background, 1 << 20).await.unwrap();
-        assert_eq!(memory.left_ahead(), 32 << 10);
-        let mut ahead = memory.take(Class::ReadAhead, 20 << 10).await;
+        let completion = memory.take_background(1 << 20).await.unwrap();
+        assert_eq!(memory.left_ahead(), u64::MAX);
+        let mut ahead = memory.take_ahead(20 << 10);
         assert_eq!(memory.left_ahead(), 12 << 10);
-        assert!(memory.take(Class::Demand, 13 << 10).await.is_none(), "a reader does not wait");
+        assert!(memory.take_ahead(13 << 10).is_none(), "a reader does not wait");
         let first = share(&mut ahead, 5000);
         drop(ahead);
         assert_eq!(memory.left_ahead(), 27 << 10);
         drop((first, completion));
-        assert_eq!(memory.left_ahead(), 32 << 10);
-        assert!(memory.take(Class::Background, 32 << 10).await.is_some());
+        assert_eq!(memory.left_ahead(), u64::MAX);
+        assert!(memory.take_background(32 << 10).await.is_some());
     }
 }

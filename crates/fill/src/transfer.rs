@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use bytes::Bytes;
 use futures_util::StreamExt;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, OwnedSemaphorePermit};
 use ztoc::SpanId;
 
 use crate::buffers::{Buffers, Lent};
@@ -51,6 +51,9 @@ impl Traffic {
     }
 }
 
+/// A request to make, and the memory that its bytes may take where that is known already.
+pub(crate) type Planned = (plan::Job, Option<OwnedSemaphorePermit>);
+
 /// Counts an urgent transfer from its first byte to its end.
 pub(crate) struct Urgent<'a>(&'a Traffic);
 
@@ -67,11 +70,11 @@ impl Drop for Urgent<'_> {
     }
 }
 
-/// Carries out `fetch`; every span of it ends in [`Shared::span_done`].
-pub(crate) async fn run(shared: Arc<Shared>, layer: Arc<Layer>, job: plan::Job) {
+/// Carries out `job`; every span of it ends in [`Shared::span_done`].
+pub(crate) async fn run(shared: Arc<Shared>, layer: Arc<Layer>, (job, permit): Planned) {
     let mut cut = Cut::new(Arc::clone(&layer), &job, Arc::clone(&shared.buffers));
     let begin = Instant::now();
-    let result = receive(&shared, &layer, &job, &mut cut).await;
+    let result = receive(&shared, &layer, (&job, permit), &mut cut).await;
     let (class, spans, bytes) = (job.class, &job.spans, job.bytes.end - job.bytes.start);
     let (digest, took) = (layer.digest(), begin.elapsed());
     tracing::debug!(layer = %digest, ?class, ?spans, bytes, ?took, "a transfer ended");
@@ -97,11 +100,13 @@ pub(crate) async fn run(shared: Arc<Shared>, layer: Arc<Layer>, job: plan::Job) 
 async fn receive(
     shared: &Arc<Shared>,
     layer: &Arc<Layer>,
-    job: &plan::Job,
+    (job, mut permit): (&plan::Job, Option<OwnedSemaphorePermit>),
     cut: &mut Cut,
 ) -> Result<(), SourceError> {
     let urgent = job.class != plan::Class::Background;
-    let mut permit = shared.memory.take(job.class, job.bytes.end - job.bytes.start).await;
+    if !urgent {
+        permit = shared.memory.take_background(job.bytes.end - job.bytes.start).await;
+    }
     shared.requests.fetch_add(1, Ordering::Relaxed);
     let begun = async {
         let windows = windows::fetch(shared, layer, job.spans.clone());
@@ -135,7 +140,7 @@ async fn receive(
             let (layer, sender, class) = (Arc::clone(layer), sender.clone(), job.class);
             let since = Instant::now();
             let work =
-                Work { layer, span, compressed, window, sender, class, since, _memory: share };
+                Work { layer, span, compressed, window, sender, class, since, memory: share };
             shared.decode.push(work);
         });
         next = or_ask_again(shared, layer, cut.unfinished(), stream.next()).await.transpose()?;

@@ -64,7 +64,8 @@ pub struct Limits {
     /// So many compressed bytes may be in flight for [`Class::Background`], if more than one request is.
     pub completion_bytes: u64,
     /// For so many compressed bytes there is memory beside those that a reader waits for: of
-    /// [`Class::Prefetch`] and [`Class::ReadAhead`], and around a span of [`Class::Demand`].
+    /// [`Class::Prefetch`] and [`Class::ReadAhead`], and around a span of [`Class::Demand`]. Nothing of the
+    /// former is handed out that is longer, so it must be no limit while nothing has taken any.
     pub memory_bytes: u64,
     /// The longest run of unwanted compressed bytes that is fetched to save a request.
     pub max_gap: u64,
@@ -271,12 +272,13 @@ impl Queue {
         if !has_connection(class, now, limits) {
             return None;
         }
-        let (room, longest) = match class {
-            Class::Demand => (u64::MAX, limits.demand_bytes.min(limits.memory_bytes)),
+        let (room, longest, memory) = match class {
+            Class::Demand => (u64::MAX, limits.demand_bytes.min(limits.memory_bytes), u64::MAX),
             Class::Prefetch | Class::ReadAhead => {
-                (speculative_room(now, limits).min(limits.memory_bytes), limits.read_ahead_bytes)
+                let longest = limits.read_ahead_bytes.min(limits.memory_bytes);
+                (speculative_room(now, limits), longest, limits.memory_bytes)
             }
-            Class::Background => (completion_room(now, limits)?, limits.background_bytes),
+            Class::Background => (completion_room(now, limits)?, limits.background_bytes, u64::MAX),
         };
         let layer = self.layers.get_mut(&id)?;
         let fetch = layer.assemble(seed, class, room.min(longest), limits.max_gap);
@@ -284,6 +286,10 @@ impl Queue {
         // length, one is always under way while nobody waits.
         let is_idle = now.demand_bytes == 0 && now.speculative_bytes == 0;
         if room < fetch.byte_len().min(limits.background_bytes) && !is_idle {
+            return None;
+        }
+        // What has come and waits to be inflated is not in flight, and is in memory.
+        if memory < fetch.byte_len() {
             return None;
         }
         for span in fetch.spans.clone() {
