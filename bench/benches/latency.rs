@@ -91,7 +91,7 @@ fn places(hermes: &Hermes, layer: &Digest) -> Result<Vec<Place>> {
         range.start.midpoint(range.end)
     });
     let toc = index.toc.read()?;
-    let mut places: Vec<Place> = middles.filter_map(|at| place(toc, at)).collect();
+    let mut places: Vec<Place> = middles.filter_map(|at| place(&toc, at)).collect();
     ensure!(places.len() >= 200, "only {} spans can be read", places.len());
     // In no order that could be foreseen.
     places.sort_by_key(|(path, at)| Digest::of(format!("{path} {at}").as_bytes()).hex());

@@ -12,7 +12,7 @@ use oci::span_index::WindowsBlob;
 use oci::{Digest, Hasher};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
-use ztoc::{Compression, Limits, ParseZtocError, ReadTocError, Toc, TocEntry, Ztoc};
+use ztoc::{Compression, Limits, ParseZtocError, ReadTocError, Toc, TocEntries, TocEntry, Ztoc};
 
 /// A folder of zTOCs.
 #[derive(Debug, Clone)]
@@ -81,6 +81,8 @@ pub struct StoredIndex {
     pub streamed: bool,
     /// The table of contents, shared.
     pub toc: Arc<Toc>,
+    /// Its entries, if they were read when the zTOC was: here for as long as this is.
+    entries: Option<Arc<Vec<TocEntry>>>,
 }
 
 /// The windows of a zTOC, apart from it.
@@ -107,8 +109,7 @@ impl StoredIndex {
 
     /// About how many bytes of memory its table of contents takes, if it was read.
     pub(crate) fn toc_bytes(&self) -> u64 {
-        let entries = self.toc.get().unwrap_or_default();
-        entries.iter().map(TocEntry::memory_bytes).sum()
+        self.entries.iter().flat_map(|entries| entries.iter()).map(TocEntry::memory_bytes).sum()
     }
 
     /// The same index, for another to keep.
@@ -116,25 +117,36 @@ impl StoredIndex {
     /// # Errors
     /// When the process has too many files open.
     pub fn try_clone(&self) -> io::Result<Self> {
-        let Self { ref ztoc, ref file, ref windows, digest, origin, streamed, ref toc } = *self;
-        let windows = windows.as_ref().map(StoredWindows::try_clone).transpose()?;
-        let (ztoc, file, toc) = (ztoc.clone(), file.try_clone()?, Arc::clone(toc));
-        Ok(Self { ztoc, file, windows, digest, origin, streamed, toc })
+        let windows = self.windows.as_ref().map(StoredWindows::try_clone).transpose()?;
+        Ok(Self {
+            ztoc: self.ztoc.clone(),
+            file: self.file.try_clone()?,
+            windows,
+            toc: Arc::clone(&self.toc),
+            entries: self.entries.clone(),
+            ..*self
+        })
     }
 
-    fn new(mut ztoc: Ztoc, files: Files, note: &Note) -> Self {
-        let toc = Toc::from(std::mem::take(&mut ztoc.toc));
-        Self::with_toc(ztoc, files, note, toc)
+    /// One whose table of contents was read with it.
+    fn new(mut ztoc: Ztoc, files: Files, note: &Note) -> io::Result<Self> {
+        let entries = std::mem::take(&mut ztoc.toc);
+        let mut index = Self::without_toc(ztoc, files, note)?;
+        index.entries = Some(index.toc.set(entries));
+        Ok(index)
     }
 
-    fn with_toc(ztoc: Ztoc, files: Files, note: &Note, toc: Toc) -> Self {
-        let toc = Arc::new(toc);
+    fn without_toc(ztoc: Ztoc, files: Files, note: &Note) -> io::Result<Self> {
         let Files { document: file, windows } = files;
+        // The name may stand for another index when it is asked for.
+        let (same, digest) = (file.try_clone()?, note.ztoc);
+        let toc = Toc::later(move || open_toc(&same, &digest).map_err(ReadTocError::new));
         let blob = note.windows.zip(ztoc.spans.windows_apart());
         let blob = blob.map(|(digest, size)| WindowsBlob { digest, size });
         let windows = windows.zip(blob).map(|(file, blob)| StoredWindows { file, blob });
         let Note { ztoc: digest, origin, streamed, blob: _, windows: _ } = *note;
-        Self { ztoc, file, windows, digest, origin, streamed, toc }
+        let (toc, entries) = (Arc::new(toc), None);
+        Ok(Self { ztoc, file, windows, digest, origin, streamed, toc, entries })
     }
 }
 
@@ -207,8 +219,8 @@ impl IndexStore {
     /// # Errors
     /// When the disk cannot be read.
     pub fn load(&self, layer: &Digest) -> Result<Option<StoredIndex>, StoreIndexError> {
-        let parsed = self.load_by(layer, |bytes| Ztoc::parse(bytes, &Limits::default()))?;
-        Ok(parsed.map(|(note, ztoc, files)| StoredIndex::new(ztoc, files, &note)))
+        let parse = |bytes: &[u8]| Ztoc::parse(bytes, &Limits::default());
+        self.load_by(layer, parse, StoredIndex::new)
     }
 
     /// The index of `layer` as by [`load`](Self::load). Its bytes are checked now, but its table of contents
@@ -218,21 +230,15 @@ impl IndexStore {
     /// When the disk cannot be read.
     pub fn load_without_toc(&self, layer: &Digest) -> Result<Option<StoredIndex>, StoreIndexError> {
         let parse = |bytes: &[u8]| Ztoc::parse_without_toc(bytes, &Limits::default());
-        let Some((note, ztoc, files)) = self.load_by(layer, parse)? else { return Ok(None) };
-        // The name may stand for another index by then.
-        let same = files.document.try_clone();
-        let same =
-            same.map_err(|source| StoreIndexError::Io { path: self.paths(layer).0, source })?;
-        let digest = note.ztoc;
-        let toc = Toc::later(move || read_toc(&same, &digest).map_err(ReadTocError::new));
-        Ok(Some(StoredIndex::with_toc(ztoc, files, &note, toc)))
+        self.load_by(layer, parse, StoredIndex::without_toc)
     }
 
     fn load_by(
         &self,
         layer: &Digest,
         parse: impl Fn(&[u8]) -> Result<Ztoc, ParseZtocError>,
-    ) -> Result<Option<(Note, Ztoc, Files)>, StoreIndexError> {
+        make: impl Fn(Ztoc, Files, &Note) -> io::Result<StoredIndex>,
+    ) -> Result<Option<StoredIndex>, StoreIndexError> {
         let (path, note) = self.paths(layer);
         let note = match fs::read(&note) {
             Ok(note) => note,
@@ -246,8 +252,8 @@ impl IndexStore {
         };
         match check(layer, &note, &bytes, parse) {
             Ok((note, ztoc)) => {
-                let files = self.open_files(layer, &note)?;
-                Ok(Some((note, ztoc, files)))
+                let made = make(ztoc, self.open_files(layer, &note)?, &note);
+                Ok(Some(made.map_err(|source| StoreIndexError::Io { path, source })?))
             }
             Err(err) => {
                 tracing::warn!(%layer, error = %err, "stored index dropped");
@@ -390,7 +396,7 @@ impl IndexStore {
             remove_file(&self.windows_path(layer))?;
         }
         self.write_note(layer, note)?;
-        Ok(StoredIndex::new(ztoc, self.open_files(layer, note)?, note))
+        StoredIndex::new(ztoc, self.open_files(layer, note)?, note).map_err(failed)
     }
 
     fn open_files(&self, layer: &Digest, note: &Note) -> Result<Files, StoreIndexError> {
@@ -607,15 +613,15 @@ fn check(
     Ok((note, ztoc))
 }
 
-/// Reads the table of contents of a zTOC that was whole before.
-fn read_toc(file: &File, digest: &Digest) -> io::Result<Vec<TocEntry>> {
+/// Reads a zTOC that was whole before, for its table of contents.
+fn open_toc(file: &File, digest: &Digest) -> io::Result<ztoc::Entries> {
     let mut bytes = vec![0; usize::try_from(file.metadata()?.len()).map_err(io::Error::other)?];
     file.read_exact_at(&mut bytes, 0)?;
     if Digest::of(&bytes) != *digest {
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the index has changed"));
     }
-    let ztoc = Ztoc::parse(&bytes, &Limits::default());
-    Ok(ztoc.map_err(io::Error::other)?.toc)
+    let entries = TocEntries::of(bytes, &Limits::default()).map_err(io::Error::other)?;
+    Ok(Box::new(entries.map(|entry| entry.map_err(ReadTocError::new))))
 }
 
 /// Windows on their way to a file.
@@ -707,11 +713,17 @@ mod tests {
         let whole = store.load(&layer).unwrap().unwrap();
         let later = store.load_without_toc(&layer).unwrap().unwrap();
         assert_eq!((&later.ztoc, later.digest), (&whole.ztoc, whole.digest));
-        assert!(whole.toc.get().is_some() && !later.toc.was_asked_for());
+        assert!(whole.toc.get().is_some() && later.toc.get().is_none());
         // Another index may have its name by then.
         store.remove(&layer).unwrap();
-        assert_eq!(later.toc.read().unwrap(), whole.toc.read().unwrap());
+        let entries = later.toc.read().unwrap();
+        assert_eq!(entries, whole.toc.read().unwrap());
         assert_eq!(later.toc.get().unwrap().len(), 3);
+        // Nobody needs it any more, and somebody needs it again.
+        let toc = Arc::clone(&whole.toc);
+        drop(whole);
+        assert!(toc.get().is_none());
+        assert_eq!(toc.read().unwrap(), entries);
     }
 
     #[test]

@@ -5,34 +5,65 @@ use std::ops::Range;
 use plan::FileHint;
 use ztoc::TocEntry;
 
-/// The file that most of `range` of the uncompressed layer belongs to, and the files of its directory
-/// around it. Of several that have as much the last one: the kernel reads whole pages, and a file that it
-/// begins to read lies behind the end of another.
-///
-/// `toc` is in the order of the archive. Directories longer than [`FARTHEST`] are not looked at
-/// beyond it: nobody wants them whole.
-pub(crate) fn at(toc: &[TocEntry], range: &Range<u64>) -> Option<FileHint> {
-    let overlap = |entry: &TocEntry| {
-        let end = entry.offset.saturating_add(entry.size).min(range.end);
-        end.saturating_sub(entry.offset.max(range.start))
-    };
-    let first = toc.partition_point(|entry| entry.offset <= range.start).saturating_sub(1);
-    let candidates = toc.iter().enumerate().skip(first).take(CANDIDATES);
-    let candidates = candidates.take_while(|(_, entry)| entry.offset < range.end);
-    let (place, touched) = candidates.max_by_key(|(_, entry)| overlap(entry))?;
-    if overlap(touched) == 0 {
-        return None;
+/// Where the files of a layer lie, in the order of the archive: a tenth of what its table of contents takes.
+#[derive(Debug)]
+pub(crate) struct Files(Box<[Place]>);
+
+#[derive(Debug, Clone, Copy)]
+struct Place {
+    /// In the uncompressed layer.
+    offset: u64,
+    size: u64,
+    /// Those of one directory that follow one another have the same.
+    directory: u32,
+}
+
+impl Place {
+    fn end(&self) -> u64 {
+        self.offset.saturating_add(self.size)
     }
-    let (before, rest) = toc.split_at_checked(place)?;
-    let (offset, end) = (touched.offset, touched.offset.saturating_add(touched.size));
-    let directory = parent(&touched.name);
-    let is_sibling = |entry: &&TocEntry| parent(&entry.name) == directory;
-    let starts = before.iter().rev().take_while(is_sibling).map(|entry| entry.offset);
-    let first = starts.take_while(|start| offset - start <= FARTHEST).last().unwrap_or(offset);
-    let ends = rest.iter().skip(1).take_while(is_sibling);
-    let ends = ends.map(|entry| entry.offset.saturating_add(entry.size));
-    let last = ends.take_while(|end| end - offset <= FARTHEST).last().unwrap_or(end).max(end);
-    Some(FileHint { file: offset..end, directory: first..last })
+
+    fn overlap(&self, range: &Range<u64>) -> u64 {
+        self.end().min(range.end).saturating_sub(self.offset.max(range.start))
+    }
+}
+
+impl Files {
+    pub(crate) fn of(toc: &[TocEntry]) -> Self {
+        let (mut directory, mut last) = (0_u32, None);
+        let places = toc.iter().map(|entry| {
+            let parent = parent(&entry.name);
+            if last.replace(parent) != Some(parent) {
+                directory = directory.wrapping_add(1);
+            }
+            Place { offset: entry.offset, size: entry.size, directory }
+        });
+        Self(places.collect())
+    }
+
+    /// The file that most of `range` of the uncompressed layer belongs to, and the files of its directory
+    /// around it. Of several that have as much the last one: the kernel reads whole pages, and a file that it
+    /// begins to read lies behind the end of another.
+    ///
+    /// Directories longer than [`FARTHEST`] are not looked at beyond it: nobody wants them whole.
+    pub(crate) fn at(&self, range: &Range<u64>) -> Option<FileHint> {
+        let places = &self.0;
+        let first = places.partition_point(|place| place.offset <= range.start).saturating_sub(1);
+        let candidates = places.iter().enumerate().skip(first).take(CANDIDATES);
+        let candidates = candidates.take_while(|(_, place)| place.offset < range.end);
+        let (number, touched) = candidates.max_by_key(|(_, place)| place.overlap(range))?;
+        if touched.overlap(range) == 0 {
+            return None;
+        }
+        let (before, rest) = places.split_at_checked(number)?;
+        let (offset, end) = (touched.offset, touched.end());
+        let is_sibling = |place: &&Place| place.directory == touched.directory;
+        let starts = before.iter().rev().take_while(is_sibling).map(|place| place.offset);
+        let first = starts.take_while(|start| offset - start <= FARTHEST).last().unwrap_or(offset);
+        let ends = rest.iter().skip(1).take_while(is_sibling).map(Place::end);
+        let last = ends.take_while(|end| end - offset <= FARTHEST).last().unwrap_or(end).max(end);
+        Some(FileHint { file: offset..end, directory: first..last })
+    }
 }
 
 /// The name without its last component.
@@ -54,19 +85,19 @@ mod tests {
 
     use super::*;
 
-    fn toc(files: &[(&str, u64, u64)]) -> Vec<TocEntry> {
+    fn files(files: &[(&str, u64, u64)]) -> Files {
         let entry = |&(name, offset, size): &(&str, u64, u64)| TocEntry {
             offset,
             size,
             ..TocEntry::new(name, EntryKind::File)
         };
-        files.iter().map(entry).collect()
+        Files::of(&files.iter().map(entry).collect::<Vec<_>>())
     }
 
     #[track_caller]
     fn check(range: Range<u64>, expected: Option<&[Range<u64>; 2]>) {
         let far = FARTHEST * 2;
-        let toc = toc(&[
+        let files = files(&[
             ("a/1", 512, 100),
             ("b/1", 1536, 100),
             ("b/2", 2560, 100),
@@ -75,7 +106,7 @@ mod tests {
             ("d/1", 5632, far),
             ("d/2", 5632 + far, 1),
         ]);
-        let found = at(&toc, &range).map(|hint| [hint.file, hint.directory]);
+        let found = files.at(&range).map(|hint| [hint.file, hint.directory]);
         assert_eq!(found.as_ref(), expected, "at {range:?}");
     }
 

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs::File;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use oci::Digest;
@@ -15,7 +15,7 @@ use ztoc::{SpanId, SpanTable, Toc};
 use crate::engine::Shared;
 use crate::error::{ReadError, SpanFault};
 use crate::gates::{Gate, Gates};
-use crate::hint;
+use crate::hint::Files;
 use crate::room::Room;
 use crate::source::{Source, SourceError};
 use crate::windows::Turns;
@@ -63,7 +63,8 @@ pub struct LayerSpec {
     pub spans: Arc<SpanTable>,
     /// In which order they can be had.
     pub order: Order,
-    /// The table of contents, to be compared with the tar when the layer is whole.
+    /// The table of contents, to be compared with the tar when the layer is whole. If somebody holds it now,
+    /// reads are seen with the files around them from the first on.
     pub toc: Arc<Toc>,
     /// What windows are read from when a span is inflated: the zTOC, or where its windows are apart as much
     /// of their blob as is there.
@@ -133,6 +134,8 @@ pub struct Layer {
     spec: LayerSpec,
     state: Mutex<State>,
     gates: Gates,
+    /// Where its files lie, once its table of contents was read; nothing if that could not be.
+    files: OnceLock<Option<Files>>,
     /// Whether everything that is missing is to be fetched.
     completing: AtomicBool,
     read_ahead: Mutex<plan::ReadAhead>,
@@ -172,12 +175,14 @@ impl Layer {
         shared: Weak<Shared>,
     ) -> Self {
         let layout = Arc::new(Layout(Arc::clone(&spec.spans)));
+        let files = spec.toc.get().map(|toc| OnceLock::from(Some(Files::of(&toc))));
         let sealing = if spec.cache.is_sealed() { Sealing::Done } else { Sealing::NotYet };
         Self {
             id,
             spec,
             state: Mutex::new(State { sealing, ..State::default() }),
             gates: Gates::default(),
+            files: files.unwrap_or_default(),
             completing: AtomicBool::new(false),
             read_ahead: Mutex::new(plan::ReadAhead::new(rules, layout)),
             bytes_fetched: AtomicU64::new(0),
@@ -295,8 +300,9 @@ impl Layer {
         state.waiting.entry(first).or_default().push(waiter);
         drop((state, reading));
         shared.reader_waits(reader);
-        // A front end must not wait for it to be read.
-        let hint = self.spec.toc.get().and_then(|toc| hint::at(toc, &range));
+        // A front end must not wait for its table of contents.
+        let files = self.files.get().and_then(Option::as_ref);
+        let hint = files.and_then(|files| files.at(&range));
         let ahead = self.guess(&shared, |read_ahead| read_ahead.on_demand(range, hint));
         shared.want(self.id, &missing, Class::Demand);
         shared.want(self.id, &self.not_present(ahead), Class::ReadAhead);
@@ -412,7 +418,7 @@ impl Layer {
         let woken = self.wake(&mut state, span.0);
         drop(state);
         self.answer(woken, reading);
-        self.read_toc();
+        self.find_files();
         if let Some(shared) = self.shared.upgrade() {
             shared.go_on_behind(self, span.0);
             self.seal_if_whole(&shared);
@@ -420,14 +426,15 @@ impl Layer {
     }
 
     /// From now on reads are seen with the files around them.
-    fn read_toc(&self) {
-        if self.spec.toc.was_asked_for() {
-            return;
-        }
-        if let Err(err) = self.spec.toc.read() {
-            let (layer, error) = (self.spec.digest, causes::in_full(&err));
-            tracing::error!(%layer, error, "what is read of a layer is guessed without its index, and it cannot be sealed");
-        }
+    fn find_files(&self) {
+        self.files.get_or_init(|| match self.spec.toc.read() {
+            Ok(toc) => Some(Files::of(&toc)),
+            Err(err) => {
+                let (layer, error) = (self.spec.digest, causes::in_full(&err));
+                tracing::error!(%layer, error, "what is read of a layer is guessed without its index, and it cannot be sealed");
+                None
+            }
+        });
     }
 
     /// What follows the end of the archive, if this daemon has decoded all of it; only the beginning

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use oci::Hasher;
-use ztoc::{Limits, TarScanner};
+use ztoc::{Entries, Limits, ReadTocError, TarScanner, TocEntry};
 
 use crate::decode;
 use crate::engine::Shared;
@@ -74,6 +74,8 @@ fn prove(layer: &Layer, shared: &Shared) -> Result<(), Sealed> {
 /// Reads the whole layer, and returns the size of its tar.
 fn prove_whole(layer: &Layer, shared: &Shared) -> Result<u64, Sealed> {
     let spec = layer.spec();
+    let unreadable = |err: ReadTocError| Sealed::Io(io::Error::other(err));
+    let mut compared = Compared::with(spec.toc.entries().map_err(unreadable)?);
     let mut hasher = Hasher::new();
     let mut scanner = TarScanner::new(Limits::default());
     let damaged = |err: ztoc::TarError| Sealed::Differs(format!("its tar is damaged: {err}"));
@@ -91,15 +93,15 @@ fn prove_whole(layer: &Layer, shared: &Shared) -> Result<u64, Sealed> {
         }
         hasher.update(piece);
         scanner.push(piece).map_err(damaged)?;
+        compared.go_on(&scanner.take_entries()).map_err(unreadable)?;
         at += n as u64;
     }
     let total = prove_diff_id(layer, hasher)?;
-    let toc = scanner.finish().map_err(damaged)?;
-    let index = spec.toc.read().map_err(|err| Sealed::Io(io::Error::other(err)))?;
-    if let Some(why) = first_difference(index, &toc.entries) {
-        return Err(Sealed::Differs(why));
+    compared.go_on(&scanner.finish().map_err(damaged)?.entries).map_err(unreadable)?;
+    match compared.difference().map_err(unreadable)? {
+        Some(why) => Err(Sealed::Differs(why)),
+        None => Ok(total),
     }
-    Ok(total)
 }
 
 /// Compares the layer with its DiffID and returns the size of the whole tar.
@@ -127,14 +129,48 @@ fn prove_diff_id(layer: &Layer, hasher: Hasher) -> Result<u64, Sealed> {
     Err(Sealed::TailUnknown)
 }
 
-/// The first entry that the index has otherwise than the tar.
-fn first_difference(index: &[ztoc::TocEntry], tar: &[ztoc::TocEntry]) -> Option<String> {
-    if index.len() != tar.len() {
-        return Some(format!("its tar has {} entries, its index {}", tar.len(), index.len()));
+/// An index compared with its tar, entry by entry as they are read: all of a large layer's would take tens of
+/// megabytes, twice.
+struct Compared {
+    index: Entries,
+    /// How many entries each had so far.
+    of_index: usize,
+    of_tar: usize,
+    /// The name of the first that the index has otherwise than the tar.
+    differs: Option<Vec<u8>>,
+}
+
+impl Compared {
+    fn with(index: Entries) -> Self {
+        Self { index, of_index: 0, of_tar: 0, differs: None }
     }
-    index.iter().zip(tar).find(|(index, tar)| index != tar).map(|(index, _)| {
-        format!("its index and its tar differ at `{}`", index.name.escape_ascii())
-    })
+
+    fn go_on(&mut self, tar: &[TocEntry]) -> Result<(), ReadTocError> {
+        for entry in tar {
+            self.of_tar += 1;
+            let Some(expected) = self.index.next().transpose()? else { continue };
+            self.of_index += 1;
+            if expected != *entry && self.differs.is_none() {
+                self.differs = Some(expected.name);
+            }
+        }
+        Ok(())
+    }
+
+    /// What to say of it after the last entry.
+    fn difference(mut self) -> Result<Option<String>, ReadTocError> {
+        for more in self.index {
+            more?;
+            self.of_index += 1;
+        }
+        let (tar, index) = (self.of_tar, self.of_index);
+        if tar != index {
+            return Ok(Some(format!("its tar has {tar} entries, its index {index}")));
+        }
+        let differs =
+            |name: Vec<u8>| format!("its index and its tar differ at `{}`", name.escape_ascii());
+        Ok(self.differs.map(differs))
+    }
 }
 
 const PIECE: usize = 1 << 20;
@@ -144,3 +180,29 @@ const QUIET: Duration = Duration::from_secs(1);
 
 /// Zero blocks of 512 bytes that are tried after the end of an archive.
 const MOST_PADDING: u64 = 128;
+
+#[cfg(test)]
+mod tests {
+    use ztoc::{EntryKind, Toc};
+
+    use super::*;
+
+    #[test]
+    fn an_index_is_compared_with_its_tar_piece_by_piece() {
+        let entries = |names: &[&str]| -> Vec<TocEntry> {
+            names.iter().map(|name| TocEntry::new(*name, EntryKind::File)).collect()
+        };
+        let check = |pieces: &[&[&str]], expected: Option<&str>| {
+            let index = Toc::from(entries(&["a", "b", "c"]));
+            let mut compared = Compared::with(index.entries().unwrap());
+            pieces.iter().for_each(|piece| compared.go_on(&entries(piece)).unwrap());
+            assert_eq!(compared.difference().unwrap().as_deref(), expected, "{pieces:?}");
+        };
+        check(&[&["a"], &[], &["b", "c"]], None);
+        check(&[&["a", "b"], &["x"]], Some("its index and its tar differ at `c`"));
+        check(&[&["a"], &["x"], &["x"]], Some("its index and its tar differ at `b`"));
+        check(&[&["a"], &["b"]], Some("its tar has 2 entries, its index 3"));
+        check(&[&["a", "b", "c"], &["c"]], Some("its tar has 4 entries, its index 3"));
+        check(&[], Some("its tar has 0 entries, its index 3"));
+    }
+}

@@ -47,6 +47,7 @@ impl LaterTree {
         let make = || {
             let tables = self.tables.iter().map(|toc| toc.read());
             let tables = tables.collect::<Result<Vec<_>, _>>()?;
+            let tables: Vec<_> = tables.iter().map(|entries| entries.as_slice()).collect();
             Ok(Arc::new(Tree::merge(&tables, &self.limits)?))
         };
         self.tree.get_or_init(make).as_ref().map_err(MakeTreeError::clone)

@@ -13,7 +13,7 @@ use crate::spans::{
 use crate::toc::TocEntry;
 
 pub(crate) use encode::encode;
-pub use parse::ParseZtocError;
+pub use parse::{ParseZtocError, TocEntries};
 
 /// The index of one layer: its files and its spans.
 #[derive(Debug, Clone, PartialEq, Eq)]

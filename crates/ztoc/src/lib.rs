@@ -23,9 +23,9 @@ mod toc;
 mod window;
 
 pub use decode::{DecodeSpanError, SpanDecoder};
-pub use document::{ParseZtocError, Ztoc, ZtocTooLarge};
+pub use document::{ParseZtocError, TocEntries, Ztoc, ZtocTooLarge};
 pub use indexer::{BuiltIndex, IndexError, Indexer, IndexerOptions, SpanOptions};
 pub use limits::Limits;
 pub use spans::{Checkpoint, Compression, SpanId, SpanTable, WINDOW_SIZE, Window, WindowFrame};
 pub use tar::{TarError, TarScanner, TarToc};
-pub use toc::{EntryKind, Mtime, ReadTocError, SparseMap, Toc, TocEntry};
+pub use toc::{Entries, EntryKind, Mtime, ReadTocError, SparseMap, Toc, TocEntry};

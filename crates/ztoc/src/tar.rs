@@ -66,7 +66,9 @@ pub struct TarScanner {
     /// How many bytes of the archive were taken.
     position: u64,
     entries: Vec<TocEntry>,
-    /// How many bytes of names and records `entries` holds.
+    /// How many entries were found, those included that were taken.
+    found: usize,
+    /// How many bytes their names and records have.
     text: u64,
     pending: Pending,
 }
@@ -115,6 +117,7 @@ impl TarScanner {
             filled: 0,
             position: 0,
             entries: Vec::new(),
+            found: 0,
             text: 0,
             pending: Pending::default(),
         }
@@ -140,10 +143,16 @@ impl TarScanner {
         Ok(())
     }
 
-    /// The entries found so far.
+    /// The entries found so far, without those that were taken.
     #[must_use]
     pub fn entries(&self) -> &[TocEntry] {
         &self.entries
+    }
+
+    /// Takes the entries found since the last call, so that they need not all be in memory.
+    /// [`finish`](Self::finish) has the others.
+    pub fn take_entries(&mut self) -> Vec<TocEntry> {
+        std::mem::take(&mut self.entries)
     }
 
     /// What the archive held. An archive without its two zero blocks is complete, as in Go.
@@ -371,8 +380,8 @@ impl TarScanner {
         if self.text > self.limits.text {
             return Err(self.too_large("all names and records", self.limits.text));
         }
-        let count = self.entries.len().saturating_add(1);
-        self.within(header::to_u64(count), self.limits.entries, "the number of entries")?;
+        self.found = self.found.saturating_add(1);
+        self.within(header::to_u64(self.found), self.limits.entries, "the number of entries")?;
         let size = entry.size;
         self.entries.push(entry);
         self.skip(size);

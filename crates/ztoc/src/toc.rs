@@ -2,13 +2,17 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::{Arc, LazyLock};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 
-/// A table of contents, in archive order. It may be read only when somebody asks for it: most of what is
-/// done with a layer needs none.
-pub struct Toc(LazyLock<Entries, Box<dyn FnOnce() -> Entries + Send>>);
+/// A table of contents, in archive order. It is in memory as long as somebody holds it, and is read again for
+/// whoever asks later: that of a large layer takes tens of megabytes, and a mounted one is seldom asked for.
+pub struct Toc {
+    held: Mutex<Weak<Vec<TocEntry>>>,
+    open: Box<dyn Fn() -> Result<Entries, ReadTocError> + Send + Sync>,
+}
 
-type Entries = Result<Vec<TocEntry>, ReadTocError>;
+/// Entries in archive order, read one after the other.
+pub type Entries = Box<dyn Iterator<Item = Result<TocEntry, ReadTocError>>>;
 
 /// A table of contents that was there once cannot be read again.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -23,45 +27,64 @@ impl ReadTocError {
 }
 
 impl Toc {
-    /// One that `read` reads, at most once.
-    pub fn later(
-        read: impl FnOnce() -> Result<Vec<TocEntry>, ReadTocError> + Send + 'static,
-    ) -> Self {
-        Self(LazyLock::new(Box::new(read)))
+    /// One that is read from what `open` opens.
+    pub fn later(open: impl Fn() -> Result<Entries, ReadTocError> + Send + Sync + 'static) -> Self {
+        Self { held: Mutex::default(), open: Box::new(open) }
     }
 
     /// Its entries. Whoever asks first reads them; the others wait for him.
     ///
     /// # Errors
-    /// When they cannot be read; that does not change any more.
-    pub fn read(&self) -> Result<&[TocEntry], ReadTocError> {
-        LazyLock::force(&self.0).as_deref().map_err(ReadTocError::clone)
+    /// When they cannot be read.
+    pub fn read(&self) -> Result<Arc<Vec<TocEntry>>, ReadTocError> {
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(entries) = held.upgrade() {
+            return Ok(entries);
+        }
+        let entries = Arc::new((self.open)()?.collect::<Result<_, _>>()?);
+        *held = Arc::downgrade(&entries);
+        Ok(entries)
     }
 
-    /// Its entries, if they were read.
-    #[must_use]
-    pub fn get(&self) -> Option<&[TocEntry]> {
-        LazyLock::get(&self.0)?.as_deref().ok()
+    /// Its entries one after the other, for who does not hold them.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn entries(&self) -> Result<Entries, ReadTocError> {
+        self.get().map_or_else(|| (self.open)(), |held| Ok(one_by_one(held)))
     }
 
-    /// Whether somebody has tried to read it.
+    /// Gives it its entries, which were read already, and returns them to be held.
+    pub fn set(&self, entries: Vec<TocEntry>) -> Arc<Vec<TocEntry>> {
+        let entries = Arc::new(entries);
+        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&entries);
+        entries
+    }
+
+    /// Its entries, if somebody holds them.
     #[must_use]
-    pub fn was_asked_for(&self) -> bool {
-        LazyLock::get(&self.0).is_some()
+    pub fn get(&self) -> Option<Arc<Vec<TocEntry>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
     }
 }
 
 impl From<Vec<TocEntry>> for Toc {
+    /// One that is in memory for good.
     fn from(entries: Vec<TocEntry>) -> Self {
-        let toc = Self::later(move || Ok(entries));
-        LazyLock::force(&toc.0);
-        toc
+        let entries = Arc::new(entries);
+        let held = Mutex::new(Arc::downgrade(&entries));
+        Self { held, open: Box::new(move || Ok(one_by_one(Arc::clone(&entries)))) }
     }
+}
+
+fn one_by_one(entries: Arc<Vec<TocEntry>>) -> Entries {
+    Box::new((0..entries.len()).map_while(move |at| entries.get(at).cloned()).map(Ok))
 }
 
 impl fmt::Debug for Toc {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Toc").field("entries", &self.get().map(<[_]>::len)).finish_non_exhaustive()
+        let entries = self.get().map(|entries| entries.len());
+        f.debug_struct("Toc").field("entries", &entries).finish_non_exhaustive()
     }
 }
 

@@ -70,11 +70,7 @@ impl Ztoc {
     /// See [`ParseZtocError`].
     pub fn parse(blob: &[u8], limits: &Limits) -> Result<Self, ParseZtocError> {
         let ztoc = Self::parse_without_toc(blob, limits)?;
-        let mut budget = Budget::new(blob, limits);
-        let toc = match Table::root(blob)?.table(12)? {
-            Some(toc) => parse_toc(&toc, ztoc.uncompressed_size, &mut budget)?,
-            None => Vec::new(),
-        };
+        let toc = TocEntries::of(blob, limits)?.collect::<Result<_, _>>()?;
         Ok(Self { toc, ..ztoc })
     }
 
@@ -131,29 +127,67 @@ fn parse_spans(
     Ok(SpanTable::parse(compression, zinfo, surroundings)?)
 }
 
-fn parse_toc(
-    toc: &Table<'_>,
+/// The table of contents of a document, entry by entry in the order of the archive. Who looks at each but once
+/// need not have all of them in memory.
+#[derive(Debug)]
+pub struct TocEntries<B> {
+    blob: B,
+    /// Where their offsets stand in it; beside each, where the file's data begins.
+    places: std::vec::IntoIter<(u64, usize)>,
     uncompressed_size: u64,
-    budget: &mut Budget,
-) -> Result<Vec<TocEntry>, ParseZtocError> {
-    let tables = toc.offsets(4)?;
-    budget.entries(tables.len())?;
-    let mut entries =
-        tables.tables().map(|table| parse_entry(&table?, budget)).collect::<Result<Vec<_>, _>>()?;
-    entries.sort_by_key(|entry| entry.offset);
-    let mut end = 0;
-    for entry in &entries {
-        if entry.offset < end {
+    budget: Budget,
+    /// Where the next may begin.
+    end: u64,
+}
+
+impl<B: AsRef<[u8]>> TocEntries<B> {
+    /// Those of the document `blob`.
+    ///
+    /// # Errors
+    /// When it is no zTOC; whether its entries are what they must be shows as they are read.
+    pub fn of(blob: B, limits: &Limits) -> Result<Self, ParseZtocError> {
+        let bytes = blob.as_ref();
+        let root = Table::root(bytes)?;
+        let uncompressed_size = size(root.long(10)?)?;
+        let mut budget = Budget::new(bytes, limits);
+        let mut places = Vec::new();
+        if let Some(toc) = root.table(12)? {
+            let tables = toc.offsets(4)?;
+            budget.entries(tables.len())?;
+            let place = |at| Ok((size(Table::follow(bytes, at)?.long(8)?)?, at));
+            places = tables.places().map(place).collect::<Result<_, ParseZtocError>>()?;
+            places.sort_by_key(|(offset, _)| *offset);
+        }
+        Ok(Self { blob, places: places.into_iter(), uncompressed_size, budget, end: 0 })
+    }
+
+    fn entry(&mut self, at: usize) -> Result<TocEntry, ParseZtocError> {
+        let table = Table::follow(self.blob.as_ref(), at)?;
+        let entry = parse_entry(&table, &mut self.budget)?;
+        if entry.offset < self.end {
             return Err(inconsistent("two files overlap"));
         }
-        let data_end =
-            entry.offset.checked_add(entry.size).filter(|&data_end| data_end <= uncompressed_size);
+        let data_end = entry.offset.checked_add(entry.size);
         // A file's data may end the archive without padding.
-        end = data_end
+        self.end = data_end
+            .filter(|&data_end| data_end <= self.uncompressed_size)
             .and_then(|data_end| data_end.checked_next_multiple_of(512))
             .ok_or_else(|| inconsistent("a file lies outside the layer"))?;
+        Ok(entry)
     }
-    Ok(entries)
+}
+
+impl<B: AsRef<[u8]>> Iterator for TocEntries<B> {
+    type Item = Result<TocEntry, ParseZtocError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (_, at) = self.places.next()?;
+        Some(self.entry(at))
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        self.places.size_hint()
+    }
 }
 
 fn parse_entry(table: &Table<'_>, budget: &mut Budget) -> Result<TocEntry, ParseZtocError> {
@@ -234,6 +268,7 @@ fn derive_sparse(entry: &mut TocEntry) -> Result<(), ParseZtocError> {
 
 /// What a document may still cost in memory. Flatbuffers may refer to the same bytes from many
 /// places, so that what is read can be much larger than what was sent.
+#[derive(Debug)]
 struct Budget {
     text: u64,
     /// Entries and records.

@@ -30,7 +30,7 @@ impl<'a> Table<'a> {
     }
 
     /// The table that the offset at `at` leads to.
-    fn follow(buffer: &'a [u8], at: usize) -> Result<Self> {
+    pub(crate) fn follow(buffer: &'a [u8], at: usize) -> Result<Self> {
         let at = target(buffer, at)?;
         let out = OutOfBounds { at };
         let back = i32::from_le_bytes(array(buffer, at)?);
@@ -109,7 +109,13 @@ impl<'a> Offsets<'a> {
     }
 
     pub(crate) fn tables(self) -> impl Iterator<Item = Result<Table<'a>>> {
-        self.items.step_by(4).map(move |at| Table::follow(self.buffer, at))
+        let buffer = self.buffer;
+        self.places().map(move |at| Table::follow(buffer, at))
+    }
+
+    /// Where they stand in the buffer.
+    pub(crate) fn places(self) -> impl Iterator<Item = usize> {
+        self.items.step_by(4)
     }
 
     pub(crate) fn strings(self) -> impl Iterator<Item = Result<&'a [u8]>> {

@@ -57,16 +57,23 @@ fn pax(pairs: &[(&str, &str)]) -> Vec<u8> {
     member("PaxHeaders/x", b'x', body.as_bytes())
 }
 
+/// By somebody who takes the entries as they are found.
 fn scan_with(limits: Limits, tar: &[u8], piece: usize) -> Result<TarToc, TarError> {
     let mut scanner = TarScanner::new(limits);
+    let mut entries = Vec::new();
     for piece in tar.chunks(piece.max(1)) {
         scanner.push(piece)?;
+        entries.extend(scanner.take_entries());
     }
-    scanner.finish()
+    let rest = scanner.finish()?;
+    entries.extend(rest.entries);
+    Ok(TarToc { entries, archive_size: rest.archive_size })
 }
 
 fn scan(tar: &[u8]) -> Result<TarToc, TarError> {
-    scan_with(Limits::default(), tar, tar.len())
+    let mut scanner = TarScanner::new(Limits::default());
+    scanner.push(tar)?;
+    scanner.finish()
 }
 
 const END: [u8; 1024] = [0; 1024];
@@ -339,7 +346,7 @@ fn varied() -> Vec<u8> {
 
 proptest! {
     #[test]
-    fn how_the_bytes_are_cut_changes_nothing(piece in 1_usize..2000) {
+    fn how_the_bytes_are_cut_and_when_entries_are_taken_changes_nothing(piece in 1_usize..2000) {
         let tar = varied();
         prop_assert_eq!(scan_with(Limits::default(), &tar, piece), scan(&tar));
     }
