@@ -179,7 +179,8 @@ impl FrontEnds {
         let mut session = None;
         match state {
             MountState::Gone => {
-                tracing::warn!(dir = %record.dir.display(), "mount is gone");
+                // As each is after the machine was started again.
+                tracing::info!(dir = %record.dir.display(), "mount is gone");
                 self.holding.remove(&session_name(&record));
                 self.records.forget(&record);
                 return Ok(state);

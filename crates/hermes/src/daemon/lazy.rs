@@ -419,7 +419,9 @@ impl Daemon {
     ) -> Result<()> {
         let Some(part) = part else { return self.mount(request, QUIETLY).await.map(drop) };
         let mount = self.mount_part(request, part);
-        Box::pin(self.traces.mount(&request.image, mount)).await
+        let mounted = Box::pin(self.traces.mount(&request.image, mount)).await;
+        // Layers may have been begun.
+        mounted.inspect_err(|_failed| self.reap())
     }
 
     async fn mount_part(&self, request: &MountRequest, part: &LazyLayer) -> Result<()> {
