@@ -451,7 +451,7 @@ impl Daemon {
         let mut mounted = self.try_mount(request, progress).await;
         // A layer without an index may need any amount, and nobody can say how much.
         for bytes in [8 << 20, 128 << 20, 2 << 30] {
-            if !mounted.as_ref().is_err_and(is_no_room) || !self.find_room(bytes)? {
+            if !mounted.as_ref().is_err_and(is_no_room) || !self.find_room(bytes).await? {
                 break;
             }
             mounted = self.try_mount(request, progress).await;

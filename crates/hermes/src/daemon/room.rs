@@ -191,8 +191,25 @@ impl Daemon {
     }
 
     /// Makes room on a full disk for a mount. Says whether there is more than before.
-    pub(super) fn find_room(&self, bytes: u64) -> Result<bool> {
-        Ok(self.give_up(bytes, Shortage::Disk)? > 0)
+    pub(super) async fn find_room(&self, bytes: u64) -> Result<bool> {
+        let until = Instant::now() + CLOSING;
+        loop {
+            if self.give_up(bytes, Shortage::Disk)? > 0 {
+                return Ok(true);
+            }
+            if !self.has_closing_layers()? || Instant::now() >= until {
+                return Ok(false);
+            }
+            tokio::time::sleep(CLOSING_PAUSE).await;
+        }
+    }
+
+    /// Whether a layer that no mount uses any more is open, because what is known of it is on its way to the
+    /// disk.
+    fn has_closing_layers(&self) -> Result<bool> {
+        let needed = self.needed_layers()?;
+        let mut layers = self.store.list()?.into_iter();
+        Ok(layers.any(|layer| layer.is_open && !needed.contains(&layer.digest)))
     }
 
     /// What the disk has to offer. Only after it was full it is looked at.
@@ -695,6 +712,12 @@ const STEP: u64 = 8 << 20;
 
 /// So many times the room that was missing must be there before more than what is read is fetched.
 const PLENTY: u64 = 4;
+
+/// A mount on a full disk waits so long for layers to be closed that nobody uses.
+const CLOSING: Duration = Duration::from_secs(5);
+
+/// How often it looks whether they are.
+const CLOSING_PAUSE: Duration = Duration::from_millis(20);
 
 /// How often the disk is looked at while a layer is left out because of it.
 const DISK_PAUSE: Duration = Duration::from_secs(5);
