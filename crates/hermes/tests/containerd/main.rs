@@ -222,6 +222,24 @@ fn images_are_lazy_on_containerd_2_4() {
     images_are_lazy(ContainerdVersion::Newest);
 }
 
+/// The way of clients that pull by themselves and wrap containerd's handlers of images. SOCI's is one; it names the
+/// snapshotter.
+#[test]
+fn a_client_that_wraps_handlers_pulls_lazily() {
+    for version in ContainerdVersion::ALL {
+        let node = node();
+        let daemon = start(&node);
+        let registry = node.registry(5000).unwrap();
+        let image = busybox_image(&node, &registry, "lazy:1").unwrap();
+        push_index(&node, &image);
+        let containerd = node.containerd(version, &proxy_config("soci", SOCKET)).unwrap();
+        node.run("soci", &["image", "rpull", "--plain-http", &image]).unwrap();
+        assert_eq!(n_blobs(&containerd), 2, "{version:?}: {}", daemon.log());
+        check_busybox_output(&containerd.run("soci", &[&image, "one"]).unwrap());
+        assert_eq!(status(&node)["mounts"].as_array().map(Vec::len), Some(1), "{version:?}");
+    }
+}
+
 /// A kubelet's way: a Pod whose image is pulled and run through CRI, and one that has it as a volume.
 fn pods_are_lazy(version: ContainerdVersion) {
     let node = node();
