@@ -113,12 +113,14 @@ impl Drop for Setup {
         let pid = |text: &str| text.trim().parse().ok().and_then(Pid::from_raw);
         if let Ok(status) = self.hermes().args(["status", "--output", "json"]).output() {
             let status: Value = serde_json::from_slice(&status.stdout).unwrap_or_default();
-            for process in ["keeper", "daemon"] {
+            // Each would start the other again.
+            let steps =
+                [("daemon", Signal::STOP), ("keeper", Signal::KILL), ("daemon", Signal::KILL)];
+            for (process, signal) in steps {
                 if let Some(pid) =
                     status[process]["pid"].as_i64().and_then(|number| pid(&number.to_string()))
                 {
-                    // In this order: a keeper would start the daemon again.
-                    kill_process(pid, Signal::KILL).ok();
+                    kill_process(pid, signal).ok();
                 }
             }
         }
