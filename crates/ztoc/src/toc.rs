@@ -2,7 +2,7 @@
 
 use std::error::Error;
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 /// A table of contents, in archive order. It is in memory as long as somebody holds it, and is read again for
 /// whoever asks later: that of a large layer takes tens of megabytes, and a mounted one is seldom asked for.
@@ -37,7 +37,7 @@ impl Toc {
     /// # Errors
     /// When they cannot be read.
     pub fn read(&self) -> Result<Arc<Vec<TocEntry>>, ReadTocError> {
-        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut held = self.held();
         if let Some(entries) = held.upgrade() {
             return Ok(entries);
         }
@@ -57,14 +57,18 @@ impl Toc {
     /// Gives it its entries, which were read already, and returns them to be held.
     pub fn set(&self, entries: Vec<TocEntry>) -> Arc<Vec<TocEntry>> {
         let entries = Arc::new(entries);
-        *self.held.lock().unwrap_or_else(PoisonError::into_inner) = Arc::downgrade(&entries);
+        *self.held() = Arc::downgrade(&entries);
         entries
     }
 
     /// Its entries, if somebody holds them.
     #[must_use]
     pub fn get(&self) -> Option<Arc<Vec<TocEntry>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner).upgrade()
+        self.held().upgrade()
+    }
+
+    fn held(&self) -> MutexGuard<'_, Weak<Vec<TocEntry>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -3,7 +3,7 @@
 use testkit::image::{Compression, Content, Image, ImageBuilder, LayerBuilder, TarEntry, Texture};
 use testnode::{Containerd, ContainerdVersion, Node, lazy_pull_config};
 
-use crate::{SOCKET, n_blobs, node, push_index, start};
+use crate::{SOCKET, n_blobs, node, push_index, push_index_built_with, start};
 
 /// What there is, and what is in it. A directory's size and links are its file system's own affair.
 const LIST: &str = "
@@ -95,12 +95,7 @@ fn layers_of_every_compression_are_lazy_with_and_without_an_index() {
         }
         let name = format!("{}/lazy-kinds{number}:1", registry.host);
         push(&node, &built.build(), &name);
-        let index = |arguments: &[&str]| {
-            let builder = ["--root", "/var/lib/hermes/builder", "index"];
-            node.run("hermes", &[&builder[..], arguments].concat()).unwrap();
-        };
-        index(&["build", "--min-layer-size", smallest, &name]);
-        index(&["push", &name]);
+        push_index_built_with(&node, &name, &["--min-layer-size", smallest]);
 
         let before = n_blobs(&containerd);
         pull(&containerd, "hermes", &name);

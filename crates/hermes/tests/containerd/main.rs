@@ -88,9 +88,13 @@ fn status(node: &Node) -> Value {
 }
 
 fn push_index(node: &Node, image: &str) {
-    for command in ["build", "push"] {
-        let builder = ["--root", "/var/lib/hermes/builder", "index", command, image];
-        node.run("hermes", &builder).unwrap();
+    push_index_built_with(node, image, &[]);
+}
+
+fn push_index_built_with(node: &Node, image: &str, options: &[&str]) {
+    for command in [&[&["build"][..], options].concat()[..], &["push"]] {
+        let builder = ["--root", "/var/lib/hermes/builder", "index"];
+        node.run("hermes", &[&builder, command, &[image]].concat()).unwrap();
     }
 }
 
