@@ -55,8 +55,6 @@ impl World {
         [WHOLE, IN_PARTS].iter().for_each(|image| push_index(&node, image));
         let never = policy("glob: '127.0.0.1:5000/parts*'").replace("name: lazy", "name: parts");
         node.write("/etc/hermes/policies/parts.yaml", never + "  completion: never\n").unwrap();
-        let now = policy("glob: '127.0.0.1:5000/lazy*'");
-        node.write("/etc/hermes/policies/lazy.yaml", now).unwrap();
         Self { node, registry: Some(registry) }
     }
 
@@ -65,6 +63,9 @@ impl World {
         let machine = Machine { booted: self.node.boot().unwrap(), world: self };
         let said = machine.run(PROGRAM, &["node", "install", "--restart-containerd"]);
         assert!(said.contains("restart containerd"), "{said}");
+        // As the README has it: it is in force for the next pull.
+        let write = "config policy '127.0.0.1:5000/lazy*' > /etc/hermes/policies/lazy.yaml";
+        machine.booted.bash(&format!("{PROGRAM} {write}")).unwrap();
         for (image, name) in [(WHOLE, "whole"), (IN_PARTS, "parts")] {
             machine.ctr(&["image", "pull", "--plain-http", "--snapshotter", "hermes", image]);
             let last = ["/bin/sh", "-c", LAST];
