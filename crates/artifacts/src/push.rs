@@ -38,7 +38,7 @@ pub enum PushIndexError {
     Push(#[from] OriginError),
 }
 
-/// What of each layer's tar, in bytes, the image's own command needs before its first instruction.
+/// What of each layer's tar, in bytes, the image's own command needs to start, the first first.
 pub type StartRanges = HashMap<Digest, Vec<Range<u64>>>;
 
 /// What was pushed of an image's indexes.

@@ -54,7 +54,7 @@ use crate::at_once::at_once;
 use crate::failure::in_full;
 use crate::index_commands::tree_of;
 use crate::policies::Policies;
-use crate::program_files::{Asked, Command};
+use crate::program_files::{Asked, Command, Reach};
 use crate::protocol::{Access, MountRequest, MountTuning};
 
 pub(crate) use self::decisions::DecisionReport;
@@ -530,7 +530,7 @@ impl Daemon {
         how: Wanted<'_>,
     ) -> Result<Looked> {
         let configured = OnceLock::new();
-        let start = Mutex::new(Start::default());
+        let start = Mutex::new(Start::before_the_mount());
         let came = |place: usize, index: &StoredIndex, ranges: &[Range<u64>]| {
             // Without it nobody knows yet what a layer has to come to.
             let Some(image) = configured.get() else { return };
@@ -735,12 +735,10 @@ impl Daemon {
             return;
         }
         let (command, is_own) = how.runs(&image.record.config);
-        if is_own {
-            image.prefetch_start();
-        }
+        // What the program needs first is asked for in any case: the index may be older than that it says more.
+        let reach = if is_own && image.prefetch_start() { Reach::Program } else { Reach::Scripts };
         let image = Arc::clone(image);
-        // The index may not say all of it, or nothing.
-        tokio::task::spawn_blocking(move || image.prefetch_files(&command));
+        tokio::task::spawn_blocking(move || image.prefetch_files(&command, reach));
     }
 }
 

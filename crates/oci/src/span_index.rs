@@ -23,13 +23,13 @@ const PLAIN_SIZE: &str = "vnd.hermes.size";
 /// On a zTOC descriptor: present if the layer can only be read from its beginning, and the zTOC is that
 /// of the tar that it decodes to.
 const STREAMED: &str = "vnd.hermes.streamed";
-/// On a zTOC descriptor: what of the layer's tar the image's own command needs before its first
-/// instruction, as `start-end` in decimal bytes, the end not included, divided by commas. Absent if that
-/// is nothing, or was not known.
+/// On a zTOC descriptor: what of the layer's tar the image's own command needs to start, in the order
+/// in which it does, as `start-end` in decimal bytes, the end not included, divided by commas. Absent if
+/// that is nothing, or was not known.
 const START: &str = "vnd.hermes.start";
 
 /// More ranges for one layer are neither written nor read.
-const MOST_RANGES: usize = 1024;
+pub const MOST_RANGES: usize = 1024;
 
 /// The zTOCs of an image's layers.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -54,8 +54,8 @@ pub struct SpanIndexEntry {
     pub streamed: bool,
     /// The windows of the zTOC, if it does not hold them itself.
     pub windows: Option<WindowsBlob>,
-    /// What of the layer's tar, in bytes, the image's own command needs before its first instruction. A
-    /// hint: it may be wrong, or lie outside the layer.
+    /// What of the layer's tar, in bytes, the image's own command needs to start, the first first. A hint: it
+    /// may be wrong, or lie outside the layer.
     pub start: Vec<Range<u64>>,
 }
 

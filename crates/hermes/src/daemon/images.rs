@@ -18,7 +18,7 @@ use policy::Completion;
 use serde::{Deserialize, Serialize};
 use tree::{LaterTree, Tree};
 
-use crate::program_files::{Asked, Command, Layers, ProgramFiles};
+use crate::program_files::{Asked, Command, Layers, ProgramFiles, Reach};
 use crate::protocol::{Access, MountTuning};
 
 /// What is written down of an image, so that it needs no registry after a restart.
@@ -122,21 +122,23 @@ impl LoadedImage {
         }
     }
 
-    /// Starts to fetch what the index says of the start of the image's own command.
-    pub(super) fn prefetch_start(&self) {
+    /// Starts to fetch what the index says of the start of the image's own command; returns whether it says
+    /// anything.
+    pub(super) fn prefetch_start(&self) -> bool {
         let mut start = Start::default();
         for (layer, range) in &self.start {
             if let Some(layer) = self.layers.get(*layer) {
                 start.prefetch(layer, range);
             }
         }
+        !self.start.is_empty()
     }
 
     /// Asks for the files that `command` needs. Blocks until all of them are known.
-    pub(super) fn prefetch_files(&self, command: &Command) {
+    pub(super) fn prefetch_files(&self, command: &Command, reach: Reach) {
         // Whoever mounts it has it already.
         let Ok(tree) = self.tree.get() else { return };
-        let files = self.files_of(tree, command).find();
+        let files = self.files_of(tree, command).find(reach);
         tracing::debug!(image = self.record.name, files, "program's files asked for");
     }
 
@@ -201,6 +203,11 @@ impl Default for Start {
 }
 
 impl Start {
+    /// While the index is still coming, which everything waits for.
+    pub(super) const fn before_the_mount() -> Self {
+        Self { bytes_left: MOST_BEFORE_THE_MOUNT }
+    }
+
     /// Starts to fetch `range` of a layer, which may lie outside.
     pub(super) fn prefetch(&mut self, layer: &Layer, range: &Range<u64>) {
         let end = range.end.min(layer.bytes()).min(range.start.saturating_add(self.bytes_left));
@@ -255,6 +262,9 @@ const PAGE: u64 = 4096;
 const IMAGES: &str = "images";
 
 const RECORD: &str = "image.json";
+
+/// Bytes of the tars that are asked for before the mount: the program and its libraries.
+const MOST_BEFORE_THE_MOUNT: u64 = 8 << 20;
 
 /// More bytes of the tars are not fetched because an index says that the start needs them.
 const MOST_START: u64 = 256 << 20;

@@ -16,7 +16,7 @@ struct PushReport {
     index: Option<Descriptor>,
     /// Hermes' own, of all layers.
     own: Descriptor,
-    /// How many bytes of the tars it names that the image's own command needs before its first instruction.
+    /// How many bytes of the tars it names that the image's own command needs to start.
     start_bytes: u64,
     /// With version 2.
     #[serde(skip_serializing_if = "Option::is_none")]

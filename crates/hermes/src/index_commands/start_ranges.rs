@@ -1,4 +1,4 @@
-//! What an image's own command needs before its first instruction, found where the image lies.
+//! What an image's own command needs to start, found where the image lies.
 
 use std::collections::HashMap;
 use std::io;
@@ -8,6 +8,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result};
 use artifacts::{Image, IndexStore, Origin, StartRanges, StoredIndex, have_windows};
 use bytes::Bytes;
+use oci::span_index::MOST_RANGES;
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tree::FileData;
@@ -15,7 +16,7 @@ use ztoc::SpanId;
 
 use super::span_bytes::{FileWriter, from_spans};
 use super::tree_of;
-use crate::program_files::{Asked, Command, Layers, ProgramFiles};
+use crate::program_files::{Asked, Command, Layers, ProgramFiles, Reach};
 
 /// Finds it by the indexes in `store`; nothing if a layer has none there. Of the layers only the spans are
 /// fetched that tell what a program needs in turn.
@@ -38,11 +39,11 @@ pub(crate) async fn start_ranges(
         let layers = RemoteLayers { origin, image, indexes, runtime, spans, wanted };
         let asked = Asked::default();
         ProgramFiles { tree: tree.get()?, layers: &layers, command: &command, asked: &asked }
-            .find();
+            .find(Reach::Imports);
         Ok(layers.wanted.into_inner())
     };
     let mut found: StartRanges = tokio::task::spawn_blocking(find).await.context("finding")??;
-    found.values_mut().for_each(|ranges| *ranges = joined(std::mem::take(ranges)));
+    found.values_mut().for_each(|ranges| *ranges = in_few(ranges));
     Ok(found)
 }
 
@@ -53,30 +54,38 @@ struct RemoteLayers {
     indexes: Vec<Arc<StoredIndex>>,
     runtime: Handle,
     /// What was fetched last, by its layer and its number.
-    spans: Mutex<HashMap<(u32, SpanId), Bytes>>,
+    spans: Mutex<HashMap<(u32, SpanId), FetchedSpan>>,
     wanted: Mutex<StartRanges>,
 }
+
+/// A span; locked while it is fetched.
+type FetchedSpan = Arc<Mutex<Option<Bytes>>>;
 
 impl RemoteLayers {
     /// The uncompressed bytes of a span.
     fn span(&self, layer: u32, span: SpanId) -> Result<Bytes> {
-        if let Some(known) = self.spans.lock().get(&(layer, span)) {
+        let place = {
+            let mut spans = self.spans.lock();
+            if spans.len() >= SPANS_KEPT {
+                spans.clear();
+            }
+            Arc::clone(spans.entry((layer, span)).or_default())
+        };
+        let mut place = place.lock();
+        if let Some(known) = &*place {
             return Ok(known.clone());
         }
+        Ok(place.insert(self.fetch(layer, span)?).clone())
+    }
+
+    fn fetch(&self, layer: u32, span: SpanId) -> Result<Bytes> {
         let place = layer as usize;
         let index = Arc::clone(self.indexes.get(place).context("no such layer")?);
         let of_image = self.image.layers.get(place).context("no such layer")?;
         let range = index.ztoc.spans.uncompressed_range(span);
         let (offset, size) = (range.start, range.end - range.start);
         let file = FileWriter::new(Vec::new(), &FileData { layer, offset, size, sparse: None });
-        let bytes = self.runtime.block_on(from_spans(&self.origin, of_image, index, file))?;
-        let bytes = Bytes::from(bytes);
-        let mut spans = self.spans.lock();
-        if spans.len() >= SPANS_KEPT {
-            spans.clear();
-        }
-        spans.insert((layer, span), bytes.clone());
-        Ok(bytes)
+        Ok(self.runtime.block_on(from_spans(&self.origin, of_image, index, file))?.into())
     }
 }
 
@@ -113,29 +122,66 @@ impl Layers for RemoteLayers {
     }
 }
 
-/// The same bytes in as few ranges as there can be, in their order.
-fn joined(mut ranges: Vec<Range<u64>>) -> Vec<Range<u64>> {
-    ranges.sort_unstable_by_key(|range| range.start);
-    ranges.dedup_by(|next, before| {
-        let touches = next.start <= before.end;
+/// The same bytes in no more ranges than an index holds, each where the first of its bytes was. What lies
+/// between two that are close is among them.
+fn in_few(ranges: &[Range<u64>]) -> Vec<Range<u64>> {
+    let mut gap = FIRST_GAP;
+    loop {
+        let joined = joined(ranges, gap);
+        if joined.len() <= MOST_RANGES {
+            return joined;
+        }
+        gap = gap.saturating_mul(2);
+    }
+}
+
+/// Ranges that are not farther apart than `gap` bytes as one, each where the first of its parts was.
+fn joined(ranges: &[Range<u64>], gap: u64) -> Vec<Range<u64>> {
+    let mut placed: Vec<(usize, Range<u64>)> = ranges.iter().cloned().enumerate().collect();
+    placed.sort_unstable_by_key(|(_, range)| range.start);
+    placed.dedup_by(|(place, next), (first, before)| {
+        let touches = next.start <= before.end.saturating_add(gap);
         if touches {
             before.end = before.end.max(next.end);
+            *first = (*first).min(*place);
         }
         touches
     });
-    ranges
+    placed.sort_unstable_by_key(|(place, _)| *place);
+    placed.into_iter().map(|(_, range)| range).collect()
 }
 
-/// A span has a few MiB.
-const SPANS_KEPT: usize = 32;
+/// A span has up to a few MiB.
+const SPANS_KEPT: usize = 64;
+
+/// What lies between two files that follow each other: a header, and what fills a block.
+const FIRST_GAP: u64 = 4096;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn ranges_that_touch_are_one() {
-        assert_eq!(joined(vec![8..9, 0..4, 4..6, 1..2]), [0..6, 8..9]);
-        assert_eq!(joined(vec![]), []);
+    fn ranges_that_touch_are_one_where_the_first_was() {
+        let check = |ranges: &[Range<u64>], gap, expected: &[Range<u64>]| {
+            assert_eq!(joined(ranges, gap), expected, "{ranges:?} {gap}");
+        };
+        check(&[8..9, 0..4, 4..6, 1..2], 0, &[8..9, 0..6]);
+        check(&[4..6, 8..9, 0..4], 0, &[0..6, 8..9]);
+        check(&[8..9, 0..6, 12..13], 2, &[0..9, 12..13]);
+        check(&[8..9, 0..6], 1, &[8..9, 0..6]);
+        check(&[], 9, &[]);
+    }
+
+    #[test]
+    fn there_are_no_more_than_an_index_holds() {
+        let far: Vec<Range<u64>> =
+            (0..5000).map(|place| place * 100_000..place * 100_000 + 10).collect();
+        let few = in_few(&far);
+        assert!(few.len() <= MOST_RANGES, "{}", few.len());
+        let covered = |range: &Range<u64>| {
+            few.iter().any(|part| part.start <= range.start && range.end <= part.end)
+        };
+        assert!(far.iter().all(covered));
     }
 }

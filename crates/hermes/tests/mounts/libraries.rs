@@ -52,3 +52,49 @@ fn what_a_library_needs_comes_as_soon_as_somebody_reads_its_beginning() {
     let status = setup.status();
     assert!(status["mounts"][0]["bytes_present"].as_u64().unwrap() < 16 << 20, "{status}");
 }
+
+#[test]
+fn what_a_python_program_imports_comes_before_it_is_read() {
+    let setup = Setup::new();
+    let filler = |seed| Content::generated(seed, 8 << 20, Texture::Random);
+    let source = |text: &str| text.as_bytes().to_vec();
+    let module = vec![b'#'; 3000];
+    let site = "usr/lib/python3.11/site-packages";
+    let modules =
+        [format!("{site}/__pycache__/first.cpython-311.pyc"), format!("{site}/second.py")];
+    let layer = LayerBuilder::new()
+        .file("usr/bin/python3.11", source("of nobody's interest"))
+        .symlink("usr/bin/python3", "python3.11")
+        .file("filler/1", filler(1))
+        .file(format!("{site}/first.py"), source("from second import name"))
+        .file("filler/2", filler(2))
+        .file(modules[0].clone(), module.clone())
+        .file("filler/3", filler(3))
+        .file(modules[1].clone(), module.clone())
+        .file("filler/4", filler(4))
+        .file("srv/serve.py", source("import first"));
+    let image = ImageBuilder::new()
+        .layer(layer.build(), Compression::Gzip { level: 6 })
+        .entrypoint(&["python3", "/srv/serve.py"])
+        .build();
+    let name = image.push_to(&setup.registry, "python", "1").unwrap().reference;
+    for arguments in [["index", "build", &name], ["index", "push", &name]] {
+        let output = setup.run_at("builder", &arguments);
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    }
+
+    let others = "small-layers,sequential,small-files,large-files,neighbours,directories";
+    let dir = setup.mount(&name, "mnt", &["--completion", "idle", "--without", others]);
+    // Each lies in a span of its own, of nearly 1 MiB.
+    let present = setup.until("all that the program needs is there", || {
+        let status = setup.status();
+        let present = status["mounts"][0]["bytes_present"].as_u64()?;
+        (present > 3_500_000).then_some(present)
+    });
+    assert!(present < 8 << 20, "what is between was fetched, too: {present}");
+    setup.registry.faults().cut(Outage::Refuse);
+    for path in &modules {
+        assert!(fs::read(dir.join(path)).unwrap() == module, "wrong bytes of {path}");
+    }
+    assert_eq!(fs::read(dir.join("srv/serve.py")).unwrap(), source("import first"));
+}
