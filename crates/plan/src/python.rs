@@ -251,11 +251,13 @@ mod tests {
         imports(source.as_bytes(), is_main).into_iter().map(write).collect()
     }
 
+    #[track_caller]
+    fn check(source: &str, expected: &[&str]) {
+        assert_eq!(written(source, false), expected, "{source:?}");
+    }
+
     #[test]
     fn imports_are_found_in_all_their_forms() {
-        let check = |source: &str, expected: &[&str]| {
-            assert_eq!(written(source, false), expected, "{source:?}");
-        };
         check("import os", &["os"]);
         check("import os, a.b.c as d ; import e", &["os", "a.b.c", "e"]);
         check("from a.b import c as d, e\n", &["a.b: c e"]);
@@ -277,9 +279,6 @@ mod tests {
 
     #[test]
     fn what_does_not_run_is_passed_over() {
-        let check = |source: &str, expected: &[&str]| {
-            assert_eq!(written(source, false), expected, "{source:?}");
-        };
         check("def f():\n  import a\n\n  def g():\n      import b\nimport c", &["c"]);
         check("async def f():\n\timport a\n    \nimport c", &["c"]);
         check("def f(): import a\nimport b", &["b"]);
@@ -293,9 +292,6 @@ mod tests {
 
     #[test]
     fn strings_and_comments_are_no_imports() {
-        let check = |source: &str, expected: &[&str]| {
-            assert_eq!(written(source, false), expected, "{source:?}");
-        };
         check("'''\nimport a\n'''\nimport b", &["b"]);
         check("x = \"\"\"\n\\\"\"\"\nimport a\n\"\"\"; import b", &["b"]);
         check("# import a\nx = 'import a' # '\nimport b", &["b"]);
