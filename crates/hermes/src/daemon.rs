@@ -735,7 +735,7 @@ impl Daemon {
             return;
         }
         let (command, is_own) = how.runs(&image.record.config);
-        // What the program needs first is asked for in any case: the index may be older than that it says more.
+        // What the program needs first is looked for in any case: an older index may say less than that.
         let reach = if is_own && image.prefetch_start() { Reach::Program } else { Reach::Scripts };
         let image = Arc::clone(image);
         tokio::task::spawn_blocking(move || image.prefetch_files(&command, reach));

@@ -9,6 +9,7 @@ mod python;
 use std::collections::{HashMap, HashSet};
 use std::io::{self, Read, Seek, SeekFrom};
 use std::ops::Range;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use object::read::ReadCache;
 use oci::ImageConfig;
@@ -53,17 +54,26 @@ pub(crate) trait Layers: Sync {
 
 /// What was asked for of an image so far.
 #[derive(Debug, Default)]
-pub(crate) struct Asked(Mutex<HashSet<NodeId>>);
+pub(crate) struct Asked {
+    files: Mutex<HashSet<NodeId>>,
+    /// How many paths were looked at: an image may name any number of them, and folders for each.
+    paths: AtomicUsize,
+}
 
 impl Asked {
     /// Notes a file; returns whether it is a new one.
     fn add(&self, node: NodeId) -> bool {
-        let mut files = self.0.lock();
+        let mut files = self.files.lock();
         files.len() < MOST_FILES && files.insert(node)
     }
 
     fn has(&self, node: NodeId) -> bool {
-        self.0.lock().contains(&node)
+        self.files.lock().contains(&node)
+    }
+
+    /// Whether one more path may be looked at.
+    fn may_look(&self) -> bool {
+        self.paths.fetch_add(1, Ordering::Relaxed) < MOST_PATHS
     }
 }
 
@@ -255,7 +265,7 @@ impl<'a> ProgramFiles<'a> {
         }
         let mut paths =
             folders.split(|byte| *byte == b':').map(|folder| [folder, b"/", name].concat());
-        paths.find(|path| !name.is_empty() && self.tree.resolve(path).is_ok())
+        paths.find(|path| !name.is_empty() && self.resolve(path).is_some())
     }
 
     /// The folders in which programs are looked for.
@@ -284,7 +294,7 @@ impl<'a> ProgramFiles<'a> {
 
     /// The same for a file that is wanted whole if it has no more bytes than `whole`.
     fn want_up_to(&self, path: &[u8], whole: u64) -> Option<NodeId> {
-        let (node, data) = self.tree.resolve(path).ok()?;
+        let (node, data) = self.resolve(path)?;
         self.want_node(node, data, whole)
     }
 
@@ -325,7 +335,7 @@ impl<'a> ProgramFiles<'a> {
         for library in &needs.libraries {
             let candidates =
                 folders.iter().map(|folder| [folder, b"/".as_slice(), library].concat());
-            let exists = |path: &Vec<u8>| self.tree.resolve(path).is_ok();
+            let exists = |path: &Vec<u8>| self.resolve(path).is_some();
             if let Some(path) = candidates.into_iter().find(exists) {
                 found.extend(self.want(&path));
             }
@@ -373,7 +383,7 @@ impl<'a> ProgramFiles<'a> {
         let arguments = &self.command.arguments;
         let is_named = |argument: &String| {
             let path = self.program(argument.as_bytes(), self.path());
-            path.is_some_and(|path| self.tree.resolve(&path).is_ok_and(|(found, _)| found == node))
+            path.is_some_and(|path| self.resolve(&path).is_some_and(|(found, _)| found == node))
         };
         let place = arguments.iter().position(is_named).unwrap_or(arguments.len());
         arguments.iter().skip(place + 1).map(|word| word.as_bytes().into()).collect()
@@ -387,6 +397,12 @@ impl<'a> ProgramFiles<'a> {
             }
             _ => Err(io::ErrorKind::UnexpectedEof.into()),
         }
+    }
+
+    /// The regular file at a path.
+    fn resolve(&self, path: &[u8]) -> Option<(NodeId, &'a FileData)> {
+        let tree: &'a Tree = self.tree;
+        if self.asked.may_look() { tree.resolve(path).ok() } else { None }
     }
 
     /// A file whose bytes lie in a layer as they are.
@@ -471,6 +487,8 @@ const HEAD: u64 = 1 << 20;
 
 const SCRIPT_HEAD: u64 = 256;
 const MOST_READ: u64 = 4 << 20;
+/// Some thousand libraries with ten folders each, and as much again.
+const MOST_PATHS: usize = 1 << 17;
 /// Of a script, or of a module of Python, in bytes.
 const MOST_OF_SOURCE: u64 = 1 << 20;
 /// More than vLLM loads of Python, and each takes a few bytes.

@@ -33,8 +33,10 @@ pub struct Script {
 #[must_use]
 pub fn read(source: &[u8], start: &Start<'_>) -> Script {
     let environment = start.environment.iter().filter_map(|set| set.split_once('='));
-    let set = environment.filter(|(_, value)| !value.is_empty());
+    let set = environment.filter(|(_, value)| (1..=LONGEST_WORD).contains(&value.len()));
     let set = set.map(|(name, value)| (name.into(), value.into())).collect();
+    let arguments = start.arguments.get(..MOST_ARGUMENTS).unwrap_or(start.arguments);
+    let start = Start { arguments, ..*start };
     let (assigned, commands) = (HashMap::new(), Vec::new());
     let mut reader = Reader { start, set, assigned, commands, words: 0, bytes: 0 };
     reader.script(source, MOST_DEPTH);
@@ -42,7 +44,7 @@ pub fn read(source: &[u8], start: &Start<'_>) -> Script {
 }
 
 struct Reader<'a> {
-    start: &'a Start<'a>,
+    start: Start<'a>,
     /// By the environment.
     set: HashMap<Vec<u8>, Vec<u8>>,
     /// By the script.
@@ -65,7 +67,7 @@ impl Reader<'_> {
     fn script(&mut self, source: &[u8], depth: usize) {
         let mut command = Vec::new();
         let (mut word, mut rest) = (Word::default(), source);
-        while let Some((&byte, after)) = rest.split_first() {
+        while let Some((&byte, after)) = rest.split_first().filter(|_| !self.is_enough()) {
             rest = after;
             match byte {
                 b'#' if word.text.is_empty() && !word.is_quoted => {
@@ -149,17 +151,20 @@ impl Reader<'_> {
                 after
             }
             Some(b'@' | b'*') => {
-                word.extend(&self.start.arguments.join(&b' '));
+                for argument in self.start.arguments {
+                    word.extend(if word.text.is_empty() { b"" } else { b" " });
+                    word.extend(argument);
+                }
                 rest.get(1..).unwrap_or_default()
             }
             Some(byte) if byte.is_ascii_digit() => {
                 let (name, after) = rest.split_at(1);
-                word.extend(&self.value(name));
+                word.extend(self.value(name));
                 after
             }
             _ => {
                 let (name, after) = name(rest);
-                word.extend(&self.value(name));
+                word.extend(self.value(name));
                 after
             }
         }
@@ -169,7 +174,7 @@ impl Reader<'_> {
     fn parameter(&mut self, text: &[u8], depth: usize) -> Vec<u8> {
         let digits = text.iter().take_while(|byte| byte.is_ascii_digit()).count();
         let (name, operation) = if digits > 0 { text.split_at(digits) } else { name(text) };
-        let value = self.value(name);
+        let value = self.value(name).to_vec();
         match operation {
             [b'%', b'/', b'*'] | [b'%', b'%', b'/', b'*'] => parent(&value),
             [b':', b'-' | b'=', default @ ..] | [b'-' | b'=', default @ ..] if value.is_empty() => {
@@ -208,23 +213,26 @@ impl Reader<'_> {
         printed.unwrap_or_default()
     }
 
-    fn value(&self, name: &[u8]) -> Vec<u8> {
+    fn value(&self, name: &[u8]) -> &[u8] {
         if let Ok([digit]) = <[u8; 1]>::try_from(name)
             && digit.is_ascii_digit()
         {
             return match usize::from(digit - b'0').checked_sub(1) {
-                None => self.start.path.to_vec(),
-                Some(place) => self.start.arguments.get(place).cloned().unwrap_or_default(),
+                None => self.start.path,
+                Some(place) => self.start.arguments.get(place).map_or(b"", Vec::as_slice),
             };
         }
         let value = self.set.get(name).or_else(|| self.assigned.get(name));
-        value.cloned().unwrap_or_default()
+        value.map_or(b"", Vec::as_slice)
+    }
+
+    const fn is_enough(&self) -> bool {
+        self.words >= MOST_WORDS || self.bytes >= MOST_BYTES
     }
 
     fn end_word(&mut self, word: &mut Word, command: &mut Words) {
         let Word { text, is_quoted } = std::mem::take(word);
-        let is_enough = self.words >= MOST_WORDS || self.bytes >= MOST_BYTES;
-        if text.is_empty() && !is_quoted || is_enough {
+        if text.is_empty() && !is_quoted || self.is_enough() {
             return;
         }
         self.words += 1;
@@ -310,6 +318,9 @@ const MOST_BYTES: usize = 1 << 20;
 /// Bytes of a word that are kept.
 const LONGEST_WORD: usize = 4096;
 
+/// Of a script, the others are as if they were not there.
+const MOST_ARGUMENTS: usize = 256;
+
 /// Commands within commands.
 const MOST_DEPTH: usize = 8;
 
@@ -385,6 +396,10 @@ mod tests {
         );
         let bytes: usize = many.commands.iter().flatten().map(Vec::len).sum();
         assert!(bytes <= MOST_BYTES + LONGEST_WORD, "{bytes}");
+        // Neither is what it is started with.
+        let long = "x".repeat(LONGEST_WORD + 1);
+        let script = read_with("a $LONG $1 \"$@\" $@", &[&format!("LONG={long}")], &[&long, "b"]);
+        assert_eq!(script.commands, [[b"a".to_vec(), vec![], b"b".to_vec(), b"b".to_vec()]]);
         let growing = format!("a=xx\n{}", "a=$a$a\n".repeat(64));
         let longest =
             read_with(&growing, &[], &[]).commands.iter().map(|words| words[0].len()).max();

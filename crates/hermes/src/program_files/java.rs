@@ -44,7 +44,7 @@ fn folders_of_jars(files: &ProgramFiles<'_>, known: &Known) -> BTreeSet<Vec<u8>>
             folders.insert(files.absolute(folder));
         }
         let path = files.absolute(part);
-        let Ok((node, _)) = files.tree.resolve(&path) else { continue };
+        let Some((node, _)) = files.resolve(&path) else { continue };
         for folder in [parent_of(&path), files.tree.path_of(files.tree.parent(node))] {
             if folder.ends_with(b"/bin") {
                 let application = parent_of(&folder);

@@ -7,9 +7,7 @@ use plan::python::{self, Import};
 use plan::shell::Words;
 use tree::{NodeId, NodeKind};
 
-use super::{
-    Known, MOST_FILES, MOST_GENERATIONS, MOST_OF_SOURCE, MOST_THREADS, ProgramFiles, Reach,
-};
+use super::{Known, MOST_FILES, MOST_OF_SOURCE, MOST_THREADS, ProgramFiles, Reach};
 use crate::at_once::at_once;
 
 /// Asks for the modules of the first Python program among the commands. Returns the number of files.
@@ -38,15 +36,14 @@ impl Program {
     fn of(files: &ProgramFiles<'_>, known: &Known, command: &Words) -> Option<Self> {
         for (place, word) in command.iter().enumerate() {
             let Some(path) = files.program(word, files.path()) else { continue };
-            let Ok((node, _)) = files.tree.resolve(&path) else { continue };
+            let Some((node, _)) = files.resolve(&path) else { continue };
             let rest = command.get(place + 1..).unwrap_or_default();
             if let Some(version) = version_of(files, node) {
                 return Self::with(files, (&path, node, version), rest);
             }
             if let Some(interpreter) = known.interpreters.get(&node) {
                 let names = interpreter.iter().filter_map(|name| files.program(name, files.path()));
-                let found =
-                    names.filter_map(|path| Some((files.tree.resolve(&path).ok()?.0, path)));
+                let found = names.filter_map(|path| Some((files.resolve(&path)?.0, path)));
                 let mut found =
                     found.filter_map(|(node, path)| Some((version_of(files, node)?, node, path)));
                 if let Some((version, interpreter, at)) = found.next() {
@@ -81,7 +78,7 @@ impl Program {
                 b"-W" | b"-X" => _ = arguments.next(),
                 option if option.starts_with(b"-") => continue,
                 script => {
-                    program.script = Some(tree.resolve(&files.absolute(script)).ok()?.0);
+                    program.script = Some(files.resolve(&files.absolute(script))?.0);
                     first = program.script.map(|script| tree.parent(script));
                 }
             }
@@ -173,7 +170,7 @@ impl Modules<'_> {
     fn imports_from(&self, first: &[NodeId]) -> HashMap<NodeId, Vec<NodeId>> {
         let mut known = HashMap::new();
         let mut generation = first.to_vec();
-        for _ in 0..MOST_GENERATIONS * MOST_GENERATIONS {
+        for _ in 0..MOST_IMPORTS_DEEP {
             let mut seen = HashSet::new();
             generation.retain(|file| !known.contains_key(file) && seen.insert(*file));
             generation.truncate(MOST_FILES.saturating_sub(known.len()));
@@ -263,7 +260,7 @@ impl Modules<'_> {
         let tree = self.files.tree;
         match &tree.node(node).kind {
             NodeKind::File(_) => Some(node),
-            NodeKind::Symlink(_) => Some(tree.resolve(&tree.path_of(node)).ok()?.0),
+            NodeKind::Symlink(_) => Some(self.files.resolve(&tree.path_of(node))?.0),
             _ => None,
         }
     }
@@ -336,6 +333,9 @@ const OTHERS: &[&str] = &[".abi3.so", ".so", ".py"];
 
 /// Longer libraries are wanted as far as their loader reads them, in bytes: little else of them runs at a start.
 const WHOLE_LIBRARY: u64 = 2 << 20;
+
+/// From the program to the last module that is found, each imported by the one before.
+const MOST_IMPORTS_DEEP: usize = 256;
 
 /// Modules that are asked for before what they need in turn.
 const AT_A_TIME: usize = 32;
