@@ -1,8 +1,8 @@
 #![no_main]
-//! Whatever a source of Python or a script of a shell says, what is found in it is no longer than it may be.
+//! Whatever a module of Python or a script of a shell says, what is found in it is no longer than it may be.
 
 use libfuzzer_sys::fuzz_target;
-use plan::python::imports;
+use plan::python::{imports, named};
 use plan::shell::{Start, read};
 
 fuzz_target!(|bytes: &[u8]| {
@@ -13,6 +13,7 @@ fuzz_target!(|bytes: &[u8]| {
             assert!(!import.module.is_empty() || import.level > 0);
         }
     }
+    assert!(named(bytes).iter().all(|import| import.module.len() > 1 && import.level == 0));
     let environment = ["HOME=/root".to_owned(), "PATH=/usr/bin:/bin".to_owned()];
     let arguments = [b"serve".to_vec(), b"a b".to_vec()];
     let start =

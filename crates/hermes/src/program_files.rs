@@ -56,6 +56,8 @@ pub(crate) trait Layers: Sync {
 #[derive(Debug, Default)]
 pub(crate) struct Asked {
     files: Mutex<HashSet<NodeId>>,
+    /// The names by which libraries were found: one of a name that is loaded is not looked for again.
+    libraries: Mutex<HashSet<Vec<u8>>>,
     /// How many paths were looked at: an image may name any number of them, and folders for each.
     paths: AtomicUsize,
 }
@@ -155,6 +157,7 @@ impl<'a> ProgramFiles<'a> {
     /// the loader works on, in the order in which it gets to know them. Returns how many files they are.
     fn load(&self, first: Vec<NodeId>, known: &mut Known, reach: Reach) -> usize {
         let (mut generation, mut found, mut elves) = (first, 0, Vec::new());
+        let mut folders = HashMap::new();
         let mut scripts = Vec::new();
         for _ in 0..MOST_GENERATIONS {
             found += generation.len();
@@ -163,7 +166,7 @@ impl<'a> ProgramFiles<'a> {
                 at_once(&generation, MOST_THREADS, |node| self.read(*node).unwrap_or_default());
             let mut next = Vec::new();
             for (&node, said) in generation.iter().zip(read) {
-                next.extend(self.needed_by(node, &said.needs));
+                next.extend(self.needed_by(node, &said.needs, &mut folders));
                 scripts.extend((said.is_script && reach >= Reach::Scripts).then_some(node));
                 let is_elf = said.elf.is_some();
                 if is_elf && java::is_launcher(self.tree, node) {
@@ -189,6 +192,7 @@ impl<'a> ProgramFiles<'a> {
         }
         for (node, elf) in &elves {
             self.want_parts(*node, elf.tables());
+            self.want_parts(*node, vec![elf.constants()]);
         }
         at_once(&elves, MOST_THREADS, |(node, elf)| {
             let touched = elf.touched(|buffer, at| self.read_part(*node, buffer, at));
@@ -319,8 +323,14 @@ impl<'a> ProgramFiles<'a> {
         }
     }
 
-    /// Asks for what the file at `node` needs.
-    fn needed_by(&self, node: NodeId, needs: &Needs) -> Vec<NodeId> {
+    /// Asks for what the file at `node` needs. `inherited` has the folders where that is looked for because of
+    /// what needs the file.
+    fn needed_by(
+        &self,
+        node: NodeId,
+        needs: &Needs,
+        inherited: &mut HashMap<NodeId, Vec<Vec<u8>>>,
+    ) -> Vec<NodeId> {
         let mut found = Vec::new();
         for path in &needs.interpreter {
             let path = self.program(path, self.path());
@@ -329,15 +339,27 @@ impl<'a> ProgramFiles<'a> {
         let origin = self.tree.path_of(self.tree.parent(node));
         let mut folders: Vec<Vec<u8>> = Vec::new();
         folders.extend(needs.folders.iter().map(|folder| at_origin(folder, &origin)));
+        let before = inherited.remove(&node).unwrap_or_default();
+        let mut passed_on = if needs.passes_folders_on { folders.clone() } else { Vec::new() };
+        passed_on.extend(before.iter().cloned());
+        passed_on.truncate(MOST_INHERITED);
+        folders.extend(before);
         let more = self.variable("LD_LIBRARY_PATH").unwrap_or_default().split(':');
         folders.extend(more.filter(|folder| !folder.is_empty()).map(Into::into));
         folders.extend(LIBRARY_FOLDERS.iter().map(|folder| folder.as_bytes().to_vec()));
         for library in &needs.libraries {
+            if self.asked.libraries.lock().contains(library) {
+                continue;
+            }
             let candidates =
                 folders.iter().map(|folder| [folder, b"/".as_slice(), library].concat());
             let exists = |path: &Vec<u8>| self.resolve(path).is_some();
             if let Some(path) = candidates.into_iter().find(exists) {
-                found.extend(self.want(&path));
+                self.asked.libraries.lock().insert(library.clone());
+                if let Some(library) = self.want(&path) {
+                    found.push(library);
+                    inherited.insert(library, passed_on.clone());
+                }
             }
         }
         found
@@ -494,6 +516,8 @@ const MOST_OF_SOURCE: u64 = 1 << 20;
 /// More than vLLM loads of Python, and each takes a few bytes.
 const MOST_FILES: usize = 16_384;
 const MOST_SCRIPTS: usize = 32;
+/// Folders that a file has from what needs it: `DT_RPATH` names one, seldom two.
+const MOST_INHERITED: usize = 16;
 /// Files that a script names.
 const MOST_OF_A_SCRIPT: usize = 256;
 /// A program is among so many words of a command: behind `if`, `exec` and `gosu USER`.
@@ -509,6 +533,7 @@ const READ_BY_EVERYBODY: &[&str] = &[
     "/etc/group",
     "/etc/nsswitch.conf",
     "/etc/localtime",
+    "/etc/ssl/openssl.cnf",
     "/usr/lib/locale/C.utf8/LC_CTYPE",
     "/usr/lib/x86_64-linux-gnu/gconv/gconv-modules.cache",
     "/usr/lib/aarch64-linux-gnu/gconv/gconv-modules.cache",

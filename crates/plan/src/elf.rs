@@ -21,6 +21,9 @@ pub struct Needs {
     pub libraries: Vec<Vec<u8>>,
     /// Folders where these are looked for first.
     pub folders: Vec<Vec<u8>>,
+    /// Whether what these need in turn is looked for in `folders`, too: `DT_RPATH`, which is for all that is
+    /// loaded because of a file, without `DT_RUNPATH`, which is for the file alone.
+    pub passes_folders_on: bool,
 }
 
 /// A part of the file, and where it is in memory.
@@ -42,6 +45,8 @@ pub struct Elf {
     relocations: Vec<Range<u64>>,
     /// Addresses of the pointers to what runs first.
     first: Vec<Range<u64>>,
+    /// See [`Self::constants`].
+    constants: Range<u64>,
     endian: Endianness,
 }
 
@@ -52,13 +57,16 @@ impl Elf {
         let header = elf::FileHeader64::<Endianness>::parse(data).ok()?;
         let endian = header.endian().ok()?;
         let headers = header.program_headers(endian, data).ok()?;
-        let (mut needs, mut dynamic) = (Needs::default(), None);
+        let (mut needs, mut dynamic, mut unwinding) = (Needs::default(), None, None);
         let mut found = Self { endian, ..Self::default() };
         for header in headers {
             if let Ok(Some(path)) = header.interpreter(endian, data) {
                 needs.interpreter.push(path.to_vec());
             }
             dynamic = dynamic.or_else(|| header.dynamic(endian, data).ok().flatten());
+            if header.p_type(endian) == elf::PT_GNU_EH_FRAME {
+                unwinding = Some(header.file_range(endian).0);
+            }
             if header.p_type(endian) == elf::PT_LOAD {
                 let (start, size) = header.file_range(endian);
                 found.segments.push(Segment {
@@ -68,6 +76,7 @@ impl Elf {
                 });
             }
         }
+        found.constants = unwinding.map_or(0..0, |end| found.before(end));
         let dynamic = dynamic.unwrap_or_default();
         let entries: Vec<(elf::DynamicTag, u64)> = dynamic
             .iter()
@@ -87,6 +96,14 @@ impl Elf {
         let ends = self.segments.iter().filter(|segment| segment.is_writable);
         let ends = ends.map(|segment| segment.file.end.saturating_sub(1)..segment.file.end);
         self.tables.iter().chain(&self.relocations).cloned().chain(ends).collect()
+    }
+
+    /// The constants that code reads from its first line on, strings and tables: what lies before the table that
+    /// is for exceptions, where linkers put them (`.rodata`, then `.eh_frame_hdr`). Empty if there is no such
+    /// table, and at most [`LONGEST_CONSTANTS`] bytes; it may lie outside the file.
+    #[must_use]
+    pub fn constants(&self) -> Range<u64> {
+        self.constants.clone()
     }
 
     /// The parts that it writes addresses to, and those that hold what runs first; in whole blocks of
@@ -151,6 +168,13 @@ impl Elf {
         })
     }
 
+    /// What lies before `end` in its segment, as far as constants are looked for.
+    fn before(&self, end: u64) -> Range<u64> {
+        let segment = self.segments.iter().find(|segment| segment.file.contains(&end));
+        let start = segment.map_or(end, |segment| segment.file.start);
+        start.max(end.saturating_sub(LONGEST_CONSTANTS))..end
+    }
+
     fn learn_tables(&mut self, entries: &[(elf::DynamicTag, u64)]) {
         let value =
             |wanted| entries.iter().find(|(tag, _)| *tag == wanted).map(|(_, value)| *value);
@@ -200,6 +224,7 @@ impl Elf {
             match *tag {
                 elf::DT_NEEDED => needs.libraries.extend(text()),
                 elf::DT_RPATH | elf::DT_RUNPATH => {
+                    needs.passes_folders_on = value(elf::DT_RUNPATH).is_none();
                     let folders = text().unwrap_or_default();
                     needs.folders.extend(folders.split(|byte| *byte == b':').map(<[u8]>::to_vec));
                 }
@@ -242,6 +267,9 @@ const TABLES: [elf::DynamicTag; 8] = [
 
 /// Longer tables are fetched no further, in bytes.
 const LONGEST_TABLE: u64 = 32 << 20;
+
+/// Constants that lie further from the table behind them are not looked for, in bytes.
+pub const LONGEST_CONSTANTS: u64 = 1 << 20;
 
 /// More entries of a dynamic section are not looked at.
 const MOST_ENTRIES: usize = 4096;
@@ -306,6 +334,16 @@ mod tests {
         }
         let text = section(&bytes, ".text");
         assert!(!tables.iter().any(|part| part.start < text.end && text.start < part.end));
+    }
+
+    #[test]
+    fn the_constants_are_found_without_code() {
+        let bytes = ourselves();
+        let (elf, _) = Elf::parse(bytes.as_slice()).unwrap();
+        let (found, wanted) = (elf.constants(), section(&bytes, ".rodata"));
+        let last = wanted.end.saturating_sub(LONGEST_CONSTANTS).max(wanted.start)..wanted.end;
+        assert!(found.start <= last.start.next_multiple_of(BLOCK) && last.end <= found.end);
+        assert!(found.end - found.start <= LONGEST_CONSTANTS, "{found:?} for {wanted:?}");
     }
 
     #[test]

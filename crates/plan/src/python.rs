@@ -44,6 +44,24 @@ pub fn imports(source: &[u8], is_main: bool) -> Vec<Import> {
     found
 }
 
+/// The modules that a compiled module may import, by its constants: all names with a dot that stand there as C
+/// strings, in their order. Cython writes an import so; what else has that form is mostly no module's name.
+#[must_use]
+pub fn named(constants: &[u8]) -> Vec<Import> {
+    let strings = constants.split(|byte| *byte == 0);
+    let modules = strings.filter_map(|string| {
+        if string.len() > LONGEST_NAME || string.first().is_none_or(u8::is_ascii_digit) {
+            return None;
+        }
+        let (module, rest) = dotted(string);
+        let dots = module.len().checked_sub(1)?;
+        let written = module.iter().map(Vec::len).sum::<usize>() + dots;
+        let is_name = dots > 0 && rest.is_empty() && written == string.len();
+        is_name.then_some(Import { module, ..Import::default() })
+    });
+    modules.take(MOST_IMPORTS).collect()
+}
+
 /// A statement on one line, or the first line of one.
 enum Statement {
     /// What is in it does not run when the file is loaded.
@@ -229,6 +247,9 @@ fn push(text: &mut Vec<u8>, byte: u8) {
 /// More imports of one file are not looked at.
 const MOST_IMPORTS: usize = 4096;
 
+/// Longer names of modules are not looked at, in bytes.
+const LONGEST_NAME: usize = 256;
+
 /// Bytes of a logical line that are looked at.
 const LONGEST_LINE: usize = 64 << 10;
 
@@ -275,6 +296,19 @@ mod tests {
         check("if sys.platform == 'linux':\n  import a\nelse:\n  import b", &["a", "b"]);
         check("import é", &["é"]);
         check("", &[]);
+    }
+
+    #[test]
+    fn a_compiled_module_names_modules_in_strings_of_their_own() {
+        let names = |constants: &str| -> Vec<String> {
+            let modules = named(constants.as_bytes()).into_iter();
+            let parts = modules.map(|import| import.module.join(b".".as_slice()));
+            parts.map(|name| String::from_utf8(name).unwrap()).collect()
+        };
+        assert_eq!(names("x\0a.b\0init a.b\0é._c.d1\0"), ["a.b", "é._c.d1"]);
+        let others = "a\0.b\0a.\0a..b\0 a.b\0a .b\x001.5\0a.b()\0see a.b\0\0.\0";
+        assert_eq!(names(others), [""; 0]);
+        assert_eq!(names(&format!("a.{}", "b".repeat(LONGEST_NAME))), [""; 0]);
     }
 
     #[test]

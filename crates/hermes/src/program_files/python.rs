@@ -187,6 +187,9 @@ impl Modules<'_> {
 
     fn imports_of(&self, file: NodeId) -> Vec<NodeId> {
         let path = self.files.tree.path_of(file);
+        if path.ends_with(b".so") {
+            return self.named_in(file);
+        }
         if !path.ends_with(b".py") && !path.ends_with(b".pth") && self.program.script != Some(file)
         {
             return Vec::new();
@@ -194,6 +197,25 @@ impl Modules<'_> {
         let source = self.files.text(file, MOST_OF_SOURCE).unwrap_or_default();
         let imports = python::imports(&source, self.program.script == Some(file));
         imports.iter().flat_map(|import| self.files_of(import, Some(file))).collect()
+    }
+
+    /// What a native module imports, by the names that are among its constants: only modules that are there.
+    fn named_in(&self, library: NodeId) -> Vec<NodeId> {
+        let elf = self.files.read(library).unwrap_or_default().elf;
+        let constants = elf.map(|elf| elf.constants()).unwrap_or_default();
+        let len = usize::try_from(constants.end - constants.start).unwrap_or_default();
+        let mut text = vec![0; len];
+        if self.files.read_part(library, &mut text, constants.start).is_err() {
+            return Vec::new();
+        }
+        let mut found = Vec::new();
+        for import in python::named(&text) {
+            let loaded = self.files_of(&import, None);
+            if loaded.len() == import.module.len() && import.module != BY_THE_WAY {
+                found.extend(loaded);
+            }
+        }
+        found
     }
 
     /// The files that are loaded for an import in the module `by`, in their order.
@@ -319,6 +341,9 @@ const AT_EVERY_START: &[&str] = &[
     "sitecustomize",
     "usercustomize",
 ];
+
+/// What Cython's own part of each module names, and imports only for coroutines.
+const BY_THE_WAY: [&[u8]; 2] = [b"asyncio", b"coroutines"];
 
 /// What follows the tag in the name of a native module, by machine.
 const NATIVE: &[&str] = &[

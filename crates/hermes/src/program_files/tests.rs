@@ -69,6 +69,43 @@ fn program() -> Vec<u8> {
     header
 }
 
+/// A library that says what it needs, by tags of the dynamic section, and has these constants.
+fn library(says: &[(u64, &str)], constants: &[u8]) -> Vec<u8> {
+    let (strings_at, mut strings, mut dynamic) = (64 + 3 * 56, vec![0], Vec::new());
+    for (tag, text) in says {
+        dynamic.extend([*tag, strings.len() as u64]);
+        strings.extend(text.bytes().chain([0]));
+    }
+    dynamic.extend([DT_STRTAB, strings_at, DT_STRSZ, strings.len() as u64, 0, 0]);
+    let constants_at = strings_at + strings.len() as u64;
+    let dynamic_at = (constants_at + constants.len() as u64).next_multiple_of(8);
+    let dynamic_len = dynamic.len() as u64 * 8;
+    let segments = [
+        (PT_LOAD, 0, dynamic_at + dynamic_len),
+        (PT_DYNAMIC, dynamic_at, dynamic_len),
+        (PT_GNU_EH_FRAME, dynamic_at, 8),
+    ];
+    let mut file = program();
+    (file[32], file[56]) = (64, 3);
+    for (kind, at, len) in segments {
+        // For reading, here in the file and in memory.
+        file.extend([kind | 4 << 32, at, at, at, len, len, 8].iter().flat_map(|n| n.to_le_bytes()));
+    }
+    file.extend(strings.iter().chain(constants));
+    file.resize(usize::try_from(dynamic_at).unwrap(), 0);
+    file.extend(dynamic.iter().flat_map(|n| n.to_le_bytes()));
+    file
+}
+
+const PT_LOAD: u64 = 1;
+const PT_DYNAMIC: u64 = 2;
+const PT_GNU_EH_FRAME: u64 = 0x6474_e550;
+const DT_NEEDED: u64 = 1;
+const DT_STRTAB: u64 = 5;
+const DT_STRSZ: u64 = 10;
+const DT_RPATH: u64 = 15;
+const DT_RUNPATH: u64 = 29;
+
 fn with_programs(names: &[&str]) -> LayerBuilder {
     names.iter().fold(LayerBuilder::new(), |layer, name| layer.file(*name, program()))
 }
@@ -169,6 +206,48 @@ fn modules_are_found_as_python_finds_them_in_the_order_of_their_import() {
     // An empty file has no bytes to ask for.
     assert_eq!(files, expected);
     assert_eq!(image.needed(&["python3", "app/serve.py"], &[], Reach::Scripts), expected[..2]);
+}
+
+#[test]
+fn what_a_library_needs_is_looked_for_where_the_loader_looks() {
+    let check = |says: &[(u64, &str)], expected: &[&str]| {
+        let layer = LayerBuilder::new()
+            .file("app/bin/serve", library(&[says, &[(DT_NEEDED, "liba.so")]].concat(), b""))
+            .file("app/lib/liba.so", library(&[(DT_NEEDED, "libb.so")], b""))
+            .file("app/lib/libb.so", library(&[(DT_NEEDED, "liba.so")], b""))
+            .file("usr/lib/libb.so", program());
+        let needed = Here::new(&layer).needed(&["/app/bin/serve"], &[], Reach::Program);
+        assert_eq!(needed, expected, "{says:?}");
+    };
+    let (own, usual) = ("app/lib/libb.so", "usr/lib/libb.so");
+    let with = |libb| ["app/bin/serve", "app/lib/liba.so", libb];
+    check(&[(DT_RPATH, "$ORIGIN/../lib")], &with(own));
+    // That is for what names it alone.
+    check(&[(DT_RUNPATH, "$ORIGIN/../lib")], &with(usual));
+    check(&[(DT_RPATH, "$ORIGIN/../lib"), (DT_RUNPATH, "$ORIGIN/../lib")], &with(usual));
+    check(&[], &["app/bin/serve"]);
+}
+
+#[test]
+fn a_native_module_names_what_it_imports() {
+    let site = "usr/lib/python3.11/site-packages";
+    let names = b"\0lib.deep\0 lib.never\0lib.missing\0lib\0asyncio.coroutines\0";
+    let layer = with_programs(&["usr/bin/python3.11"])
+        .file(format!("{site}/fast.abi3.so"), library(&[], names));
+    let module = |name: &str| format!("{site}/{name}");
+    let [lib, deep, never] = ["lib/__init__.py", "lib/deep.py", "lib/never.py"].map(module);
+    let sources = [
+        ("srv/serve.py", "import fast"),
+        (lib.as_str(), "#"),
+        (deep.as_str(), "#"),
+        (never.as_str(), "#"),
+        ("usr/lib/python3.11/asyncio/__init__.py", "#"),
+        ("usr/lib/python3.11/asyncio/coroutines.py", "#"),
+    ];
+    let image = Here::new(&with_sources(layer, &sources));
+    let needed = image.needed(&["/usr/bin/python3.11", "serve.py"], &[], Reach::Imports);
+    let fast = module("fast.abi3.so");
+    assert_eq!(needed, ["usr/bin/python3.11", "srv/serve.py", &fast, &lib, &deep]);
 }
 
 #[test]
