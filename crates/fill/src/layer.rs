@@ -95,10 +95,18 @@ struct Trouble {
     last: String,
 }
 
+/// Somebody who is told when bytes are there, and does not ask for them.
+struct Expected {
+    range: Range<u64>,
+    then: Box<dyn FnOnce() + Send>,
+}
+
 #[derive(Default)]
 struct State {
     /// Readers, under the first span that they still miss.
     waiting: BTreeMap<u32, Vec<Waiter>>,
+    /// The same of those who read nothing yet.
+    expected: HashMap<u32, Vec<Expected>>,
     /// How far the spans in the making have come (absolute uncompressed offsets).
     produced: making::Produced,
     trouble: HashMap<u32, Trouble>,
@@ -308,6 +316,29 @@ impl Layer {
         shared.want(self.id, &self.not_present(ahead), Class::ReadAhead);
     }
 
+    /// Calls `then` as soon as all bytes of `range` are there, at once if they are. Asks for nothing, and is
+    /// forgotten with the layer.
+    ///
+    /// `then` holds up the thread that has made the last of them.
+    pub fn when_present(&self, range: Range<u64>, then: impl FnOnce() + Send + 'static) {
+        let range = range.start..range.end.min(self.bytes());
+        let expected = Expected { range, then: Box::new(then) };
+        let told = self.expect(&mut self.state.lock(), vec![expected]);
+        told.into_iter().for_each(|expected| (expected.then)());
+    }
+
+    /// Has each wait for the next span that it misses; returns those that miss none.
+    fn expect(&self, state: &mut State, expected: Vec<Expected>) -> Vec<Expected> {
+        let mut ready = Vec::new();
+        for expected in expected {
+            match self.first_missing(state, &expected.range) {
+                None => ready.push(expected),
+                Some(next) => state.expected.entry(next).or_default().push(expected),
+            }
+        }
+        ready
+    }
+
     fn guess(
         &self,
         shared: &Shared,
@@ -416,8 +447,11 @@ impl Layer {
         let mut state = self.state.lock();
         state.trouble.remove(&span.0);
         let woken = self.wake(&mut state, span.0);
+        let expected = state.expected.remove(&span.0).unwrap_or_default();
+        let told = self.expect(&mut state, expected);
         drop(state);
         self.answer(woken, reading);
+        told.into_iter().for_each(|expected| (expected.then)());
         self.find_files();
         if let Some(shared) = self.shared.upgrade() {
             shared.go_on_behind(self, span.0);

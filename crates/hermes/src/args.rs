@@ -402,6 +402,8 @@ pub(crate) enum Rule {
     /// The program of `hermes run`, its interpreter and its libraries are fetched at the mount, and later ones
     /// when they are begun to be read
     Program,
+    /// What an index says of the start is read into the page cache when it is here
+    PageCache,
     /// Everything else is fetched in the background
     Completion,
 }

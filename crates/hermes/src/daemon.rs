@@ -8,6 +8,7 @@ mod images;
 mod lazy;
 mod metrics;
 mod names;
+mod page_cache;
 mod receive;
 mod report;
 mod room;
@@ -495,6 +496,7 @@ impl Daemon {
         let to_mount = loaded.to_mount(&self.root);
         let record = self.front_ends.mount(&to_mount, &dir, backend)?;
         let mounted = begin.elapsed();
+        self.fill_page_cache(&loaded, &record, how);
         self.traces.mounted(&loaded, record.backend);
         self.mount_times.lock().add(mounted);
         tracing::info!(image = %request.image, ?resolved, ?prepared, ?mounted, "image mounted");
@@ -727,6 +729,22 @@ impl Daemon {
     /// Whether the keeper is needed when this daemon has gone.
     fn is_needed(&self) -> bool {
         self.front_ends.is_needed()
+    }
+
+    /// Starts to read what the start of a new mount needs. Only through EROFS over files: the other mounts are
+    /// served by this process, which could wait for itself as it ends.
+    fn fill_page_cache(&self, image: &Arc<LoadedImage>, mount: &Record, how: Wanted<'_>) {
+        let is_off =
+            self.without.iter().any(|rule| [Rule::Program, Rule::PageCache].contains(rule));
+        let is_own = how.runs(&image.record.config).1;
+        // What is whole comes without us.
+        let is_needed = is_own && !image.start.is_empty() && !image.is_sealed();
+        if is_off || !is_needed || mount.backend != Backend::Erofs {
+            return;
+        }
+        if let Err(error) = page_cache::fill(image, &mount.dir) {
+            tracing::warn!(dir = %mount.dir.display(), %error, "what the start needs is not read ahead of it");
+        }
     }
 
     /// Starts to fetch what the program of an image that is about to be mounted needs first.

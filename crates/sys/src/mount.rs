@@ -325,14 +325,23 @@ pub fn bind_read_only(source: &Path, target: &Path) -> io::Result<()> {
     })
 }
 
+/// A view of `source`, without mounts below it, that is mounted nowhere. It keeps the file system alive, but keeps
+/// nobody from unmounting it, and goes with its descriptor.
+///
+/// # Errors
+/// `ENOENT`, `EPERM` without `CAP_SYS_ADMIN`.
+pub fn detached(source: &Path) -> io::Result<OwnedFd> {
+    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
+    Ok(rustix::mount::open_tree(CWD, source, flags)?)
+}
+
 /// Shows `source`, without mounts below it, at `target` too: read-only, and each id as `namespace` has it
 /// outside.
 ///
 /// # Errors
 /// `EINVAL` where the file system cannot be shown so, `EPERM` without `CAP_SYS_ADMIN` over it.
 pub fn bind_mapped(source: &Path, target: &Path, namespace: BorrowedFd<'_>) -> io::Result<()> {
-    let flags = OpenTreeFlags::OPEN_TREE_CLONE | OpenTreeFlags::OPEN_TREE_CLOEXEC;
-    let tree = rustix::mount::open_tree(CWD, source, flags)?;
+    let tree = detached(source)?;
     let attributes = libc::mount_attr {
         attr_set: libc::MOUNT_ATTR_IDMAP | libc::MOUNT_ATTR_RDONLY,
         attr_clr: 0,

@@ -267,4 +267,4 @@ const RECORD: &str = "image.json";
 const MOST_BEFORE_THE_MOUNT: u64 = 8 << 20;
 
 /// More bytes of the tars are not fetched because an index says that the start needs them.
-const MOST_START: u64 = 256 << 20;
+pub(super) const MOST_START: u64 = 256 << 20;

@@ -134,7 +134,7 @@ pub(super) fn rules_within(quota: Option<u64>, without: &[Rule]) -> plan::Rules 
             Rule::Neighbours => rules.neighbours = 0,
             Rule::Directories => rules.directory = false,
             // Not for the engine.
-            Rule::Program | Rule::Completion => {}
+            Rule::Program | Rule::PageCache | Rule::Completion => {}
         }
     }
     let Some(share) = quota.map(|quota| quota / 8) else { return rules };

@@ -2,11 +2,24 @@
 
 use std::fs::{self, File};
 use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::process::Command;
 
+use rustix::process::{Pid, Signal, kill_process};
 use testkit::image::{Compression, Content, ImageBuilder, LayerBuilder, Texture};
 use testkit::registry::Outage;
 
 use crate::setup::Setup;
+
+/// Reads a file while nobody answers the kernel; nothing if it asks.
+fn read_alone(setup: &Setup, file: &Path) -> Option<Vec<u8>> {
+    let daemon = Pid::from_raw(setup.daemon_pid()?)?;
+    kill_process(daemon, Signal::STOP).unwrap();
+    let read = Command::new("timeout").args(["--signal=KILL", "1", "cat"]).arg(file).output();
+    kill_process(daemon, Signal::CONT).unwrap();
+    let read = read.unwrap();
+    read.status.success().then_some(read.stdout)
+}
 
 /// A library that this very program has loaded.
 fn loaded(name: &str) -> Vec<u8> {
@@ -86,11 +99,16 @@ fn what_a_python_program_imports_comes_before_it_is_read() {
     let others = "small-layers,sequential,small-files,large-files,neighbours,directories";
     let dir = setup.mount(&name, "mnt", &["--completion", "idle", "--without", others]);
     // Each lies in a span of its own, of nearly 1 MiB.
-    let present = setup.until("all that the program needs is there", || {
-        let status = setup.status();
-        let present = status["mounts"][0]["bytes_present"].as_u64()?;
-        (present > 3_500_000).then_some(present)
-    });
+    let present = || setup.status()["mounts"][0]["bytes_present"].as_u64();
+    let all = || present().filter(|present| *present > 3_500_000);
+    setup.until("all that the program needs is there", all);
+    for path in &modules {
+        let read = || read_alone(&setup, &dir.join(path));
+        let read = setup.until("the kernel has what the program needs", read);
+        assert!(read == module, "wrong bytes of {path}");
+    }
+    // Of what is whole nobody is asked.
+    let present = present().unwrap();
     assert!(present < 8 << 20, "what is between was fetched, too: {present}");
     setup.registry.faults().cut(Outage::Refuse);
     for path in &modules {
