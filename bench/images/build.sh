@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes the images that are started, inside a test node with the host's network: build.sh LAYOUT
 #
-# Five images as their users make them: Debian, then packages, then the application, a gzip layer each.
+# Six images as their users make them: Debian, then packages, then the application, a gzip layer each.
 # This file is the whole recipe: the cache is keyed by its content.
 set -euo pipefail
 layout=$1
@@ -42,7 +42,7 @@ inside() {
 layer() { umoci repack --refresh-bundle --image "$layout:$name" work; }
 finish() { umoci config --image "$layout:$name" "$@"; rm -rf work; }
 network=()
-for setting in http_proxy https_proxy no_proxy PIP_INDEX_URL; do
+for setting in http_proxy https_proxy no_proxy PIP_INDEX_URL MAVEN_OPTS; do
   [ -z "${!setting:-}" ] || network+=("$setting=${!setting}")
 done
 install='apt-get -qq update && apt-get -qq install --yes --no-install-recommends -o Dpkg::Use-Pty=0'
@@ -135,6 +135,94 @@ layer
 finish --config.env JAVA_HOME=/usr/lib/jvm/java-17-openjdk-amd64 --config.env CATALINA_HOME=/usr/share/tomcat10 \
   --config.env CATALINA_BASE=/srv/tomcat --config.env PATH=/usr/bin:/bin \
   --config.entrypoint /usr/share/tomcat10/bin/catalina.sh --config.entrypoint run
+
+# A Spring Boot service on a JRE, built in an image of its own as by a Dockerfile's first stage. It counts its visits in
+# a database.
+begin builder
+mkdir -p work/rootfs/service/src/main/java/service
+cat > work/rootfs/service/pom.xml <<'END'
+<project xmlns="http://maven.apache.org/POM/4.0.0">
+  <modelVersion>4.0.0</modelVersion>
+  <parent>
+    <groupId>org.springframework.boot</groupId>
+    <artifactId>spring-boot-starter-parent</artifactId>
+    <version>3.3.5</version>
+    <relativePath/>
+  </parent>
+  <groupId>service</groupId>
+  <artifactId>service</artifactId>
+  <version>1</version>
+  <properties><java.version>17</java.version></properties>
+  <dependencies>
+    <dependency><groupId>org.springframework.boot</groupId><artifactId>spring-boot-starter-web</artifactId></dependency>
+    <dependency><groupId>org.springframework.boot</groupId><artifactId>spring-boot-starter-actuator</artifactId></dependency>
+    <dependency><groupId>org.springframework.boot</groupId><artifactId>spring-boot-starter-data-jpa</artifactId></dependency>
+    <dependency><groupId>com.h2database</groupId><artifactId>h2</artifactId></dependency>
+  </dependencies>
+  <build><plugins><plugin>
+    <groupId>org.springframework.boot</groupId><artifactId>spring-boot-maven-plugin</artifactId>
+  </plugin></plugins></build>
+</project>
+END
+cat > work/rootfs/service/src/main/java/service/Service.java <<'END'
+package service;
+
+import jakarta.persistence.Entity;
+import jakarta.persistence.GeneratedValue;
+import jakarta.persistence.Id;
+import org.springframework.boot.SpringApplication;
+import org.springframework.boot.autoconfigure.SpringBootApplication;
+import org.springframework.data.jpa.repository.JpaRepository;
+import org.springframework.web.bind.annotation.GetMapping;
+import org.springframework.web.bind.annotation.RestController;
+
+@SpringBootApplication
+public class Service {
+  public static void main(String[] arguments) {
+    SpringApplication.run(Service.class, arguments);
+  }
+}
+
+@Entity
+class Visit {
+  @Id
+  @GeneratedValue
+  Long id;
+}
+
+interface Visits extends JpaRepository<Visit, Long> {}
+
+@RestController
+class Counter {
+  private final Visits visits;
+
+  Counter(Visits visits) {
+    this.visits = visits;
+  }
+
+  @GetMapping("/")
+  long count() {
+    visits.save(new Visit());
+    return visits.count();
+  }
+}
+END
+# Maven trusts whom the host trusts.
+inside "mkdir -p /usr/share/man/man1; $install maven openjdk-17-jdk-headless
+cd /service
+csplit --quiet --elide-empty-files --prefix host- /tmp/host-certificates '/BEGIN CERTIFICATE/' '{*}'
+printf '+%s\n' host-* | java -jar /usr/share/ca-certificates-java/ca-certificates-java.jar -storepass changeit > /dev/null
+mvn --quiet --batch-mode package"
+mv work/rootfs/service/target/service-1.jar service.jar
+rm -rf work
+umoci rm --image "$layout:builder"
+begin spring
+inside "mkdir -p /usr/share/man/man1; $install openjdk-17-jre-headless; $clean"
+layer
+mkdir work/rootfs/app
+mv service.jar work/rootfs/app/
+layer
+finish --config.entrypoint /usr/bin/java --config.entrypoint -jar --config.entrypoint /app/service.jar
 
 # A database: a new cluster, as in the first start of a volume, and a query.
 begin postgres

@@ -19,7 +19,7 @@ const PUSH: &str = include_str!("../../images/push.sh");
 /// How it is found out what of them is needed.
 const NEEDED: &str = include_str!("../../images/needed.sh");
 /// Settings of the caller that decide how the network is reached.
-const SETTINGS: &[&str] = &["http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL"];
+const SETTINGS: &[&str] = &["http_proxy", "https_proxy", "no_proxy", "PIP_INDEX_URL", "MAVEN_OPTS"];
 /// Files of the host that decide it too.
 const HOST_FILES: &[&str] = &["/etc/ssl/certs/ca-certificates.crt", "/etc/resolv.conf"];
 
@@ -32,6 +32,8 @@ pub(crate) enum Image {
     Python,
     /// Tomcat on OpenJDK 17, and a JSP that it compiles.
     Jvm,
+    /// A Spring Boot service on OpenJDK 17, with Hibernate and a database in memory.
+    Spring,
     /// PostgreSQL 15, which makes a cluster.
     Postgres,
     /// PyTorch with CUDA's libraries.
@@ -45,6 +47,7 @@ impl Image {
             Self::Web => "web",
             Self::Python => "python",
             Self::Jvm => "jvm",
+            Self::Spring => "spring",
             Self::Postgres => "postgres",
             Self::Pytorch => "pytorch",
         }
@@ -56,6 +59,7 @@ impl Image {
             Self::Web => "nginx",
             Self::Python | Self::Pytorch => "python3",
             Self::Jvm => "catalina.sh",
+            Self::Spring => "java",
             Self::Postgres => "start-database",
         }
     }
@@ -64,7 +68,7 @@ impl Image {
     pub(crate) fn question(self) -> Question {
         match self {
             Self::Web => Question::Page("/en-US/index.html"),
-            Self::Python | Self::Jvm | Self::Pytorch => Question::Page("/"),
+            Self::Python | Self::Jvm | Self::Spring | Self::Pytorch => Question::Page("/"),
             Self::Postgres => Question::Query,
         }
     }
