@@ -96,6 +96,7 @@ struct Daemon {
     snapshots: OnceLock<Weak<snapshotter::Snapshots>>,
     /// How long mounts took.
     mount_times: Mutex<Durations>,
+    page_cache: page_cache::Fills,
     /// Indexes that were found to lie.
     revoked: Arc<AtomicU64>,
     traces: Arc<Traces>,
@@ -238,6 +239,7 @@ impl Daemon {
             kubelet_asks: Arc::default(),
             snapshots: OnceLock::new(),
             mount_times: Mutex::default(),
+            page_cache: page_cache::Fills::default(),
             revoked,
             traces,
             preparing: tokio::sync::Mutex::default(),
@@ -636,6 +638,7 @@ impl Daemon {
 
     fn umount(&self, dir: &Path, lazy: bool) -> Result<()> {
         let how = if lazy { sys::mount::Unmount::Detach } else { sys::mount::Unmount::Now };
+        self.page_cache.end(dir);
         self.front_ends.unmount(dir, how)?;
         self.reap();
         Ok(())
@@ -742,7 +745,7 @@ impl Daemon {
         if is_off || !is_needed || mount.backend != Backend::Erofs {
             return;
         }
-        if let Err(error) = page_cache::fill(image, &mount.dir) {
+        if let Err(error) = self.page_cache.begin(image, &mount.dir) {
             tracing::warn!(dir = %mount.dir.display(), %error, "what the start needs is not read ahead of it");
         }
     }

@@ -2,17 +2,21 @@
 //! comes: a read that finds its bytes in the page cache does not stop to ask us, and the copies are made by
 //! another processor.
 
+use std::collections::HashMap;
 use std::ffi::OsStr;
+use std::fs;
 use std::io;
 use std::num::NonZeroU64;
 use std::ops::Range;
 use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
 use rustix::fs::{Advice, Mode, OFlags, fadvise, openat};
 use tree::{NodeId, Tree};
 
@@ -28,21 +32,86 @@ struct Part {
     stored: Range<u64>,
 }
 
-/// Reads what the index of `image` says of its start, from its mount at `dir`, for as long as a start may take.
-/// Returns at once.
-///
-/// # Errors
-/// When there is no thread, or nothing is mounted.
-pub(super) fn fill(image: &Arc<LoadedImage>, dir: &Path) -> io::Result<()> {
-    let (image, mount) = (Arc::clone(image), sys::mount::detached(dir)?);
-    // Bytes of before an unclean end are checked when they are asked for.
-    let fill = move || {
-        let reader = Reader::of(&image, mount);
-        // Nobody keeps an image for this.
-        drop(image);
-        reader.run();
-    };
-    thread::Builder::new().name("page-cache".to_owned()).spawn(fill).map(drop)
+/// The mounts that are read just now.
+#[derive(Debug, Default)]
+pub(super) struct Fills(Mutex<HashMap<PathBuf, Fill>>);
+
+/// How to end one.
+#[derive(Debug)]
+struct Fill {
+    is_over: Arc<AtomicBool>,
+    tell: mpsc::Sender<Told>,
+    ended: mpsc::Receiver<()>,
+}
+
+/// What a reader is told.
+#[derive(Debug)]
+enum Told {
+    /// The part with this number is here.
+    Here(usize),
+    /// To look whether it is over.
+    Wake,
+}
+
+impl Fills {
+    /// Reads what the index of `image` says of its start, from its mount at `dir`, for as long as a start may take.
+    /// Returns at once.
+    ///
+    /// # Errors
+    /// When there is no thread, or nothing is mounted.
+    pub(super) fn begin(&self, image: &Arc<LoadedImage>, dir: &Path) -> io::Result<()> {
+        let (image, mount) = (Arc::clone(image), sys::mount::detached(dir)?);
+        let (tell, told) = mpsc::channel();
+        let (end, ended) = mpsc::channel::<()>();
+        let is_over = Arc::new(AtomicBool::new(false));
+        let fill = Fill { is_over: Arc::clone(&is_over), tell: tell.clone(), ended };
+        // Bytes of before an unclean end are checked when they are asked for.
+        let read = move || {
+            let reader = Reader { mount, parts: expect(&image, &tell), told, is_over };
+            // Nobody keeps an image for this.
+            drop((image, tell));
+            reader.run();
+            drop((reader, end));
+        };
+        thread::Builder::new().name("page-cache".to_owned()).spawn(read)?;
+        self.0.lock().insert(dir.to_owned(), fill);
+        Ok(())
+    }
+
+    /// Ends it for a mount that is about to go: the kernel keeps that for as long as it is read. Waits a moment for
+    /// a part that is being read.
+    pub(super) fn end(&self, dir: &Path) {
+        let dir = fs::canonicalize(dir).unwrap_or_else(|_| dir.to_owned());
+        let Some(fill) = self.0.lock().remove(&dir) else { return };
+        fill.is_over.store(true, Ordering::Relaxed);
+        // An error says that it has ended.
+        if fill.tell.send(Told::Wake).is_ok() {
+            fill.ended.recv_timeout(PATIENCE).unwrap_or_default();
+        }
+    }
+}
+
+/// Has `tell` told when the parts of the files are here that are to be read; returns their paths and ranges.
+fn expect(image: &LoadedImage, tell: &mpsc::Sender<Told>) -> Vec<(Vec<u8>, Range<u64>)> {
+    let (mut parts, mut left) = (Vec::new(), MOST_START);
+    for (place, range) in &image.start {
+        // Whoever mounts it has the tree already.
+        let (Ok(tree), Some(layer), Ok(number)) =
+            (image.tree.get(), image.layers.get(*place), u32::try_from(*place))
+        else {
+            continue;
+        };
+        let range = range.start..range.end.min(range.start.saturating_add(left));
+        left -= range.end.saturating_sub(range.start);
+        for part in parts_of(tree, number, &range) {
+            let (tell, number) = (tell.clone(), parts.len());
+            parts.push((tree.path_of(part.file), part.range));
+            // If nobody listens any more the start is over.
+            let here = move || tell.send(Told::Here(number)).unwrap_or_default();
+            layer.when_present(part.stored, here);
+        }
+    }
+    parts
 }
 
 /// The files that have bytes in a range of a layer, in parts of [`AT_ONCE`] bytes. Sparse files are left out.
@@ -87,47 +156,30 @@ struct Reader {
     mount: OwnedFd,
     /// Paths, and what is read there.
     parts: Vec<(Vec<u8>, Range<u64>)>,
-    /// The numbers of those that are here, as they come.
-    here: mpsc::Receiver<usize>,
+    told: mpsc::Receiver<Told>,
+    is_over: Arc<AtomicBool>,
 }
 
 impl Reader {
-    fn of(image: &LoadedImage, mount: OwnedFd) -> Self {
-        let (tell, here) = mpsc::channel();
-        let (mut parts, mut left) = (Vec::new(), MOST_START);
-        for (place, range) in &image.start {
-            // Whoever mounts it has the tree already.
-            let (Ok(tree), Some(layer), Ok(number)) =
-                (image.tree.get(), image.layers.get(*place), u32::try_from(*place))
-            else {
-                continue;
-            };
-            let range = range.start..range.end.min(range.start.saturating_add(left));
-            left -= range.end.saturating_sub(range.start);
-            for part in parts_of(tree, number, &range) {
-                let (tell, number) = (tell.clone(), parts.len());
-                parts.push((tree.path_of(part.file), part.range));
-                // If nobody listens any more the start is over.
-                layer.when_present(part.stored, move || tell.send(number).unwrap_or_default());
-            }
-        }
-        Self { mount, parts, here }
-    }
-
-    /// Reads each part when its number comes, until all are read, none is to come, or the start is over.
+    /// Reads each part when it is here, until all are read or the start is over.
     fn run(&self) {
-        let begun = Instant::now();
-        for read in 0..self.parts.len() {
+        let (begun, mut read) = (Instant::now(), 0);
+        while read < self.parts.len() {
             let Some(left) = LONGEST.checked_sub(begun.elapsed()) else { return };
-            let Ok(number) = self.here.recv_timeout(left) else { return };
+            let Ok(told) = self.told.recv_timeout(left) else { return };
+            if self.is_over.load(Ordering::Relaxed) {
+                return;
+            }
+            let Told::Here(number) = told else { continue };
             let Some((path, range)) = self.parts.get(number) else { continue };
             if let Err(error) = self.read(path, range) {
                 let file = String::from_utf8_lossy(path);
                 tracing::debug!(%file, %error, read, "page cache not filled");
                 return;
             }
+            read += 1;
         }
-        tracing::debug!(parts = self.parts.len(), took = ?begun.elapsed(), "page cache filled");
+        tracing::debug!(parts = read, took = ?begun.elapsed(), "page cache filled");
     }
 
     fn read(&self, path: &[u8], range: &Range<u64>) -> io::Result<()> {
@@ -143,6 +195,9 @@ const PAGE: u64 = 4096;
 
 /// What is read with one call, in bytes: so long a program may wait for pages that are being read.
 const AT_ONCE: u64 = 512 << 10;
+
+/// How long an unmount waits for a part that is being read.
+const PATIENCE: Duration = Duration::from_millis(200);
 
 /// What has not come by then was not needed for the start.
 const LONGEST: Duration = Duration::from_secs(60);

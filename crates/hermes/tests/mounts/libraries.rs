@@ -6,8 +6,9 @@ use std::path::Path;
 use std::process::Command;
 
 use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
 use testkit::image::{Compression, Content, ImageBuilder, LayerBuilder, Texture};
-use testkit::registry::Outage;
+use testkit::registry::{Fault, Outage, Scope, Times};
 
 use crate::setup::Setup;
 
@@ -115,4 +116,26 @@ fn what_a_python_program_imports_comes_before_it_is_read() {
         assert!(fs::read(dir.join(path)).unwrap() == module, "wrong bytes of {path}");
     }
     assert_eq!(fs::read(dir.join("srv/serve.py")).unwrap(), source("import first"));
+}
+
+#[test]
+fn a_mount_goes_at_once_although_its_start_is_not_here() {
+    let setup = Setup::new();
+    let program = Content::generated(1, 4 << 20, Texture::Random);
+    let layer = LayerBuilder::new().file("bin/serve", program);
+    let image = ImageBuilder::new()
+        .layer(layer.build(), Compression::Gzip { level: 6 })
+        .entrypoint(&["/bin/serve"])
+        .build();
+    let name = image.push_to(&setup.registry, "unread", "1").unwrap().reference;
+    let built = setup.run_at("builder", &["index", "build", &name]);
+    let built: Value = serde_json::from_slice(&built.stdout).unwrap();
+    assert!(setup.run_at("builder", &["index", "push", &name]).status.success());
+    let layer = built["layers"][0]["digest"].as_str().unwrap().parse().unwrap();
+    setup.registry.faults().inject(Scope::Blob(layer), Times::Always, Fault::Status(503));
+    for _ in 0..3 {
+        let dir = setup.mount(&name, "mnt", &["--completion", "idle"]);
+        setup.ok(&["umount", dir.to_str().unwrap()]);
+        assert_eq!(setup.status()["mounts"], serde_json::json!([]));
+    }
 }
