@@ -1,9 +1,8 @@
 //! containerd, in each version that Hermes must work with.
 
 use std::os::unix::net::UnixStream;
-use std::sync::atomic::{AtomicU64, Ordering};
 
-use anyhow::{Context, Result};
+use anyhow::Result;
 
 use crate::daemon::Daemon;
 use crate::node::{Node, PEERS, output};
@@ -108,15 +107,17 @@ impl Containerd {
     /// # Errors
     /// As of [`run`](Self::run).
     pub fn run_in(&self, namespace: &str, snapshotter: &str, args: &[&str]) -> Result<String> {
-        static NEXT: AtomicU64 = AtomicU64::new(0);
-        // By way of a file: ctr may end before it has read its own pipes to their end.
-        let file = format!("/srv/output-{}", NEXT.fetch_add(1, Ordering::Relaxed));
-        let log = format!("file://{file}");
-        let run = ["--namespace", namespace, "run", "--rm", "--log-uri", &log];
-        let ran = self.ctr(&[&run[..], &["--snapshotter", snapshotter], args].concat());
-        let written = std::fs::read_to_string(self.node.path(&file));
-        ran.with_context(|| written.as_deref().unwrap_or_default().to_owned())?;
-        written.context("reading what a container wrote")
+        let run = ["--namespace", namespace, "run", "--rm", "--snapshotter", snapshotter];
+        self.node.written(|log| self.ctr(&[&run[..], &[log], args].concat()))
+    }
+
+    /// Runs a program in a container of this name that runs, to its end, and returns what it wrote.
+    ///
+    /// # Errors
+    /// When it fails, with what `ctr` and the program wrote.
+    pub fn exec_in(&self, namespace: &str, name: &str, command: &[&str]) -> Result<String> {
+        let exec = ["--namespace", namespace, "task", "exec", "--exec-id", "look"];
+        self.node.written(|log| self.ctr(&[&exec[..], &[log, name], command].concat()))
     }
 
     /// Which version this is.

@@ -7,6 +7,7 @@ use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::{Context, Result, bail};
 use rustix::fs::{FlockOperation, flock};
@@ -242,6 +243,21 @@ impl Node {
         let path = self.path(inside);
         make_parents(&path)?;
         output(Command::new("cp").args(["-a", "--"]).arg(from).arg(&path)).map(drop)
+    }
+
+    /// What a program in a container wrote that `ctr` runs with the option that `run` is given, which makes it a file
+    /// here. Of its pipes `ctr` may miss the end: it stops to read when the program has ended (containerd's pull
+    /// request 13931).
+    ///
+    /// # Errors
+    /// When `run` fails, with what the program wrote.
+    pub fn written(&self, run: impl FnOnce(&str) -> Result<String>) -> Result<String> {
+        static NEXT: AtomicU64 = AtomicU64::new(0);
+        let file = format!("/srv/output-{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let ran = run(&format!("--log-uri=file://{file}"));
+        let written = fs::read_to_string(self.path(&file));
+        ran.with_context(|| written.as_deref().unwrap_or_default().to_owned())?;
+        written.context("reading what a container wrote")
     }
 
     /// What the daemon `name` has written so far, or an empty string.

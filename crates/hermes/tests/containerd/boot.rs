@@ -98,6 +98,19 @@ impl Machine<'_> {
         self.run("ctr", arguments)
     }
 
+    /// What a program in a container writes, which `ctr` runs.
+    #[track_caller]
+    fn written(&self, how: &[&str], what: &[&str]) -> String {
+        let run = |log: &str| self.booted.run("ctr", &[how, &[log], what].concat());
+        self.world.node.written(run).unwrap()
+    }
+
+    /// What another program writes in a container that runs.
+    #[track_caller]
+    fn exec(&self, name: &str, command: &[&str]) -> String {
+        self.written(&["task", "exec", "--exec-id", "look"], &[&[name], command].concat())
+    }
+
     /// When systemd wrote this of a unit, in microseconds.
     fn time(&self, unit: &str, property: &str) -> u64 {
         self.booted.property(unit, property).unwrap().parse().unwrap()
@@ -135,9 +148,8 @@ impl Machine<'_> {
     /// A container that runs reads a file, and has all its bytes.
     #[track_caller]
     fn check_part(&self, number: usize) {
-        let (id, sum) = (format!("part-{number}"), format!("{number}.sum"));
-        let exec = ["task", "exec", "--exec-id", &id, "parts", "/bin/sha256sum", "-c", &sum];
-        assert_eq!(self.ctr(&exec), format!("{number}: OK\n"));
+        let said = self.exec("parts", &["/bin/sha256sum", "-c", &format!("{number}.sum")]);
+        assert_eq!(said, format!("{number}: OK\n"));
     }
 
     /// The same after `what`, of a file that has to be fetched.
@@ -153,12 +165,7 @@ impl Machine<'_> {
     /// Another container starts, and what it sees is right.
     #[track_caller]
     fn check_another(&self, image: &str, name: &str) {
-        // By way of a file, as in `Containerd::run`.
-        let file = format!("/srv/output-{name}");
-        let log = format!("file://{file}");
-        let run = ["--rm", "--log-uri", &log, image, name, "/app/run"];
-        self.ctr(&[RUN, &run].concat());
-        check_busybox_output(&std::fs::read_to_string(self.world.node.path(&file)).unwrap());
+        check_busybox_output(&self.written(RUN, &["--rm", image, name, "/app/run"]));
     }
 
     /// The containers that were there before the machine was switched off.
@@ -269,8 +276,7 @@ fn a_node_boots_with_and_without_its_registry() {
     machine.start_again(&["whole", "parts"]);
     // What was fetched before each of the boots.
     (4..=6).for_each(|part| machine.check_part(part));
-    let exec = ["task", "exec", "--exec-id", "look", "whole", "/app/run"];
-    check_busybox_output(&machine.ctr(&exec));
+    check_busybox_output(&machine.exec("whole", &["/app/run"]));
     machine.check_another(WHOLE, "without-a-registry");
     assert_eq!(machine.mount(WHOLE)["sealed"], true);
     machine.power_off();

@@ -176,8 +176,7 @@ fn hermes_and_containerd_come_in_any_order() {
     containerd.ctr(&long).unwrap();
     drop(containerd);
     let containerd = node.containerd(version, &config).unwrap();
-    let inside = ["task", "exec", "--exec-id", "look", "long", "/app/run"];
-    check_busybox_output(&containerd.ctr(&inside).unwrap());
+    check_busybox_output(&containerd.exec_in("default", "long", &["/app/run"]).unwrap());
     drop(daemon);
     drop(containerd);
     let _daemon = start(&node);

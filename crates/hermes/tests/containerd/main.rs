@@ -195,8 +195,7 @@ fn images_are_lazy(version: ContainerdVersion) {
     // The keeper starts the next one.
     daemon.kill().unwrap();
     until_containerd_is_served(&containerd);
-    let inside = ["task", "exec", "--exec-id", "look", "long", "/app/run"];
-    check_busybox_output(&containerd.ctr(&inside).unwrap());
+    check_busybox_output(&containerd.exec_in("default", "long", &["/app/run"]).unwrap());
     check_busybox_output(&run(&containerd, &image, "two"));
     assert_eq!(snapshots(&containerd).unwrap().matches("Committed").count(), 3);
     // What each takes, in KiB or MiB.

@@ -76,13 +76,18 @@ impl Machine {
         self.ctr(&[&run, how, &[&self.image, name], command].concat())
     }
 
+    /// What another program writes in a container that runs.
+    #[track_caller]
+    fn exec(&self, name: &str, command: &[&str]) -> String {
+        self.containerd.exec_in("k8s.io", name, command).unwrap()
+    }
+
     /// What a container sees and does, and what is seen of that from outside.
     #[track_caller]
     fn look(&self, how: &[&str], root: u32, name: &str) {
         let how = [how, &["--detach"]].concat();
         self.run(&how, root, (name, &["/bin/sleep", "1000"]));
-        let look = ["task", "exec", "--exec-id", "look", name, "/bin/sh", "-c", LOOK];
-        assert_eq!(self.ctr(&look), expected(root), "{name}");
+        assert_eq!(self.exec(name, &["/bin/sh", "-c", LOOK]), expected(root), "{name}");
         let seen = "stat -c %u:%g /var/lib/hermes/snapshots/*/fs/data/new | sort";
         let seen = self.node.bash(seen).unwrap();
         assert!(seen.contains(&format!("{}:{}\n", root + 7, root + 8)), "{seen}");
@@ -145,8 +150,8 @@ fn containers_have_ids_of_their_own(
     assert_eq!(status(&machine.node)["mounts"].as_array().unwrap().len(), 1);
     let explained = machine.node.run("hermes", &["explain", "two"]).unwrap();
     assert!(explained.contains("  127.0.0.1:5000/lazy@sha256:"), "{explained}");
-    let run = ["task", "exec", "--exec-id", "again", "one", "/bin/sha256sum", "/data/numbers"];
-    assert!(machine.ctr(&run).contains(NUMBERS_SHA256));
+    let sum = machine.exec("one", &["/bin/sha256sum", "/data/numbers"]);
+    assert!(sum.contains(NUMBERS_SHA256), "{sum}");
     let plain = machine.containerd.run_in("k8s.io", "hermes", &[&machine.image, "plain"]);
     check_busybox_output(&plain.unwrap());
     machine.end(&["one", "two", "three"]);
@@ -275,8 +280,8 @@ fn ids_are_mapped_again_after_a_reboot() {
     until_containerd_is_served(&machine.containerd);
     machine.ctr(&["task", "start", "--detach", "one"]);
     let look = "stat -c %u:%g / /app /data/numbers /data/new; sha256sum < /data/numbers";
-    let look = ["task", "exec", "--exec-id", "look", "one", "/bin/sh", "-c", look];
-    assert_eq!(machine.ctr(&look), format!("0:0\n0:0\n0:0\n7:8\n{NUMBERS_SHA256}  -\n"));
+    let seen = machine.exec("one", &["/bin/sh", "-c", look]);
+    assert_eq!(seen, format!("0:0\n0:0\n0:0\n7:8\n{NUMBERS_SHA256}  -\n"));
     machine.end(&["one"]);
 }
 
