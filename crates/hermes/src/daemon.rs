@@ -362,6 +362,7 @@ impl Daemon {
                 is_adopted,
             )?);
         }
+        let start = Start::of(start, &layers);
         let manifest = record.descriptor.digest;
         let is_completed = AtomicBool::new(record.tuning.completion == Completion::Now);
         let loaded = Arc::new(LoadedImage {
@@ -577,7 +578,7 @@ impl Daemon {
         let index = index.try_clone().map_err(anyhow::Error::from);
         let deadline = how.tuning.deadline;
         match index.and_then(|index| self.engine_layer(layer, index, (origin, deadline), false)) {
-            Ok(layer) => ranges.iter().for_each(|range| start.prefetch(&layer, range)),
+            Ok(layer) => ranges.iter().for_each(|range| layer.prefetch(start.take(&layer, range))),
             // Whoever loads the image meets it again.
             Err(err) => tracing::debug!(layer = %layer.digest, error = in_full(&err), "not begun"),
         }

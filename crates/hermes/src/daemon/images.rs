@@ -42,8 +42,8 @@ pub(super) struct LoadedImage {
     pub(super) layers: Vec<Arc<Layer>>,
     /// Whether all of it is fetched, as far as there is room.
     pub(super) is_completed: AtomicBool,
-    /// What the index says of the start of the image's own command: the place of a layer, and a range of its
-    /// tar in bytes, which may lie outside.
+    /// What is fetched because the index says that the start of the image's own command needs it: the place of a
+    /// layer, and a range of its tar in bytes.
     pub(super) start: Vec<(usize, Range<u64>)>,
     /// What was asked for of its programs and their libraries.
     pub(super) asked: Asked,
@@ -125,11 +125,8 @@ impl LoadedImage {
     /// Starts to fetch what the index says of the start of the image's own command; returns whether it says
     /// anything.
     pub(super) fn prefetch_start(&self) -> bool {
-        let mut start = Start::default();
         for (layer, range) in &self.start {
-            if let Some(layer) = self.layers.get(*layer) {
-                start.prefetch(layer, range);
-            }
+            self.layers[*layer].prefetch(range.clone());
         }
         !self.start.is_empty()
     }
@@ -149,7 +146,8 @@ impl LoadedImage {
         let Some(node) = tree.file_at(layer, at) else { return };
         let tree::NodeKind::File(file) = &tree.node(node).kind else { return };
         let holder = self.layers.get(layer as usize);
-        if !holder.is_some_and(|layer| layer.has(file.offset..file.offset.saturating_add(PAGE))) {
+        if !holder.is_some_and(|layer| layer.has(file.offset..file.offset.saturating_add(HEADERS)))
+        {
             return;
         }
         let files = self.files_of(tree, &Command::of(&self.record.config)).follow(node);
@@ -196,23 +194,31 @@ pub(super) struct Start {
     bytes_left: u64,
 }
 
-impl Default for Start {
-    fn default() -> Self {
-        Self { bytes_left: MOST_START }
-    }
-}
-
 impl Start {
     /// While the index is still coming, which everything waits for.
     pub(super) const fn before_the_mount() -> Self {
         Self { bytes_left: MOST_BEFORE_THE_MOUNT }
     }
 
-    /// Starts to fetch `range` of a layer, which may lie outside.
-    pub(super) fn prefetch(&mut self, layer: &Layer, range: &Range<u64>) {
+    /// What is fetched of `ranges` of an image's layers, which may lie outside, from the moment on at which it is
+    /// mounted.
+    pub(super) fn of(
+        ranges: Vec<(usize, Range<u64>)>,
+        layers: &[Arc<Layer>],
+    ) -> Vec<(usize, Range<u64>)> {
+        let mut start = Self { bytes_left: MOST_START };
+        let take = |(place, range): (usize, Range<u64>)| {
+            let range = start.take(layers.get(place)?, &range);
+            (!range.is_empty()).then_some((place, range))
+        };
+        ranges.into_iter().filter_map(take).collect()
+    }
+
+    /// What is fetched of `range` of a layer, which may lie outside.
+    pub(super) fn take(&mut self, layer: &Layer, range: &Range<u64>) -> Range<u64> {
         let end = range.end.min(layer.bytes()).min(range.start.saturating_add(self.bytes_left));
         self.bytes_left -= end.saturating_sub(range.start);
-        layer.prefetch(range.start..end);
+        range.start..end
     }
 }
 
@@ -257,7 +263,7 @@ fn folder(root: &Path, manifest: &Digest) -> PathBuf {
 }
 
 /// Where the headers of a library are, in bytes.
-const PAGE: u64 = 4096;
+const HEADERS: u64 = 4096;
 
 const IMAGES: &str = "images";
 
@@ -267,4 +273,4 @@ const RECORD: &str = "image.json";
 const MOST_BEFORE_THE_MOUNT: u64 = 8 << 20;
 
 /// More bytes of the tars are not fetched because an index says that the start needs them.
-pub(super) const MOST_START: u64 = 256 << 20;
+const MOST_START: u64 = 256 << 20;

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 use rustix::fs::{Advice, Mode, OFlags, fadvise, openat};
 use tree::{NodeId, Tree};
 
-use super::images::{LoadedImage, MOST_START};
+use super::images::LoadedImage;
 
 /// Part of a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -73,8 +73,9 @@ impl Fills {
             reader.run();
             drop((reader, end));
         };
+        let mut fills = self.0.lock();
         thread::Builder::new().name("page-cache".to_owned()).spawn(read)?;
-        self.0.lock().insert(dir.to_owned(), fill);
+        fills.insert(dir.to_owned(), fill);
         Ok(())
     }
 
@@ -93,22 +94,17 @@ impl Fills {
 
 /// Has `tell` told when the parts of the files are here that are to be read; returns their paths and ranges.
 fn expect(image: &LoadedImage, tell: &mpsc::Sender<Told>) -> Vec<(Vec<u8>, Range<u64>)> {
-    let (mut parts, mut left) = (Vec::new(), MOST_START);
+    let mut parts = Vec::new();
+    // Whoever mounts it has the tree already.
+    let Ok(tree) = image.tree.get() else { return parts };
     for (place, range) in &image.start {
-        // Whoever mounts it has the tree already.
-        let (Ok(tree), Some(layer), Ok(number)) =
-            (image.tree.get(), image.layers.get(*place), u32::try_from(*place))
-        else {
-            continue;
-        };
-        let range = range.start..range.end.min(range.start.saturating_add(left));
-        left -= range.end.saturating_sub(range.start);
-        for part in parts_of(tree, number, &range) {
+        let Ok(number) = u32::try_from(*place) else { continue };
+        for part in parts_of(tree, number, range) {
             let (tell, number) = (tell.clone(), parts.len());
             parts.push((tree.path_of(part.file), part.range));
             // If nobody listens any more the start is over.
             let here = move || tell.send(Told::Here(number)).unwrap_or_default();
-            layer.when_present(part.stored, here);
+            image.layers[*place].when_present(part.stored, here);
         }
     }
     parts
