@@ -195,7 +195,8 @@ impl FrontEnds {
         }
         let id = record.id.clone();
         let layers = image.layers.clone();
-        self.mounts.lock().insert(id, Mount { record, state, layers, session });
+        self.mounts.lock().insert(id.clone(), Mount { record, state, layers, session });
+        self.write_detached(&id);
         Ok(state)
     }
 
@@ -333,6 +334,7 @@ impl FrontEnds {
                 devices: Vec::new(),
                 metadata: None,
                 bdi: None,
+                is_detached: false,
             };
             match self.mount_through(&mut record, image) {
                 Ok(session) => {
@@ -544,7 +546,22 @@ impl FrontEnds {
         }
         drop(mounts);
         self.reap();
+        self.write_detached(&id);
         Ok(record)
+    }
+
+    /// Writes down that a mount is detached, if it is still there and is: a successor cannot tell from the
+    /// mount table once another mount lies on its folder.
+    fn write_detached(&self, id: &str) {
+        let mut mounts = self.mounts.lock();
+        let Some(mount) = mounts.get_mut(id) else { return };
+        if mount.state != MountState::Detached || mount.record.is_detached {
+            return;
+        }
+        mount.record.is_detached = true;
+        if let Err(error) = self.records.write(&mount.record) {
+            tracing::warn!(id, error = %in_full(&error), "not written down that a mount is detached");
+        }
     }
 
     /// Lets go of what nobody uses any more.
@@ -690,8 +707,11 @@ impl FrontEnds {
     }
 }
 
-/// Where the kernel has a mount, if it still has it.
+/// Where the kernel shows a mount, if it still does.
 fn find<'m>(record: &Record, mounted: &'m [MountEntry]) -> Option<&'m Path> {
+    if record.is_detached {
+        return None;
+    }
     let fstype = match record.backend {
         Backend::Erofs | Backend::ErofsLoop => "erofs",
         Backend::Fuse => "fuse",

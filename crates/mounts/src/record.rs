@@ -71,6 +71,9 @@ pub struct Record {
     /// anybody uses it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub bdi: Option<String>,
+    /// Whether it was unmounted while it was read. What is on its folder then is another mount.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_detached: bool,
 }
 
 /// The records of a root folder: one file for each mount.

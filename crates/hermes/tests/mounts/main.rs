@@ -372,6 +372,40 @@ fn a_busy_mount_is_not_unmounted_unless_it_is_detached() {
 }
 
 #[test]
+fn a_detached_mount_is_not_taken_for_the_one_that_came_after_it() {
+    for backend in ["erofs", "erofs-loop", "fuse"] {
+        let setup = Setup::new();
+        let (name, contents) = image(&setup, "again", 4, 1 << 20);
+        setup.index(&name);
+        let how = ["--completion", "never", "--backend", backend];
+        let dir = setup.mount(&name, "mnt", &how);
+        let file = std::fs::File::open(dir.join(&contents[2].0)).unwrap();
+        setup.ok(&["umount", "--lazy", dir.to_str().unwrap()]);
+        setup.mount(&name, "mnt", &how);
+        setup.kill_daemon();
+        let states = || {
+            let status = setup.status();
+            let mounts = status["mounts"].as_array().into_iter().flatten();
+            let mut states: Vec<String> = mounts.map(|mount| mount["state"].to_string()).collect();
+            states.sort();
+            states
+        };
+        let both = setup.until("mounts that are served again", || {
+            Some(states()).filter(|states| !states.is_empty())
+        });
+        assert_eq!(both, [r#""detached""#, r#""served""#], "{backend}");
+        let mut found = Vec::new();
+        std::io::Read::read_to_end(&mut &file, &mut found).unwrap();
+        assert!(found == contents[2].1, "{backend}");
+        check(&dir, &contents);
+        drop(file);
+        setup.until("the detached mount is gone", || (states().len() == 1).then_some(()));
+        setup.ok(&["umount", dir.to_str().unwrap()]);
+        setup.mount(&name, "mnt", &how);
+    }
+}
+
+#[test]
 fn a_root_folder_has_one_daemon() {
     let setup = Setup::new();
     let (name, _) = image(&setup, "one", 1, 1000);
