@@ -338,16 +338,46 @@ impl Shared {
         self.pace.lock().patience()
     }
 
-    /// Asks for those of `spans` once more for which somebody waits.
-    pub(crate) fn ask_again(&self, layer: &Layer, spans: Range<u32>) {
-        let awaited: Vec<u32> = spans.filter(|span| layer.is_awaited(*span)).collect();
-        for span in awaited {
-            let is_asked = self.queue.lock().queue.again(layer.id(), span);
-            if is_asked {
+    /// Asks once more for those of a transfer's spans for which somebody waits; for all of them if it makes a layer
+    /// whole, and nothing else is left to ask for.
+    pub(crate) fn ask_again(&self, layer: &Layer, spans: Range<u32>, class: Class) {
+        let are_last = class == Class::Background && self.queue.lock().queue.is_empty();
+        for span in spans {
+            if (are_last || layer.is_awaited(span)) && self.asked_again(layer, span) {
                 tracing::debug!(layer = %layer.digest(), span, "nothing comes: asked for again");
-                self.work.notify_one();
             }
         }
+    }
+
+    /// Leaves a span to another request than its own. Returns whether that is so: no span is asked for three
+    /// times.
+    pub(crate) fn leave(&self, layer: &Layer, span: u32) -> bool {
+        if layer.is_usable(span) {
+            self.queue.lock().queue.done(layer.id(), span..span + 1, Outcome::Done);
+            return true;
+        }
+        self.asked_again(layer, span)
+    }
+
+    fn asked_again(&self, layer: &Layer, span: u32) -> bool {
+        let is_awaited = layer.is_awaited(span);
+        // What does not come counts as under way, and leaves completion little room for more.
+        let class = if is_awaited { Class::Demand } else { Class::ReadAhead };
+        let is_asked = self.queue.lock().queue.again(layer.id(), span, class);
+        self.work.notify_one();
+        is_asked
+    }
+
+    /// How many more bytes a transfer should carry that has `left` to go, and has carried so many in so long.
+    /// `None`: all of them. While others wait to be asked for it holds nothing up; the last ones come sooner over
+    /// connections that have nothing to do.
+    pub(crate) fn enough_of(&self, left: u64, speed: (u64, Duration)) -> Option<u64> {
+        let under_way = {
+            let wanted = self.queue.lock();
+            let InFlight { demand_bytes, speculative_bytes, .. } = wanted.in_flight;
+            wanted.queue.is_empty().then(|| demand_bytes.saturating_add(speculative_bytes))?
+        };
+        self.pace.lock().in_time(left, speed, under_way)
     }
 
     pub(crate) fn layer(&self, id: LayerId) -> Option<Arc<Layer>> {

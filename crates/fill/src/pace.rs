@@ -100,6 +100,29 @@ impl Pace {
         trips.unwrap_or(FIRST_PATIENCE).max(turn)
     }
 
+    /// How much a transfer carries while the link carries all that is `under_way`, if it has `left` much more
+    /// than that to go, having carried so many bytes in so long: it has lost packets, or its sender is busy.
+    pub(crate) fn in_time(
+        &self,
+        left: u64,
+        (carried, took): (u64, Duration),
+        under_way: u64,
+    ) -> Option<u64> {
+        if took < LEAST_PATIENCE {
+            return None;
+        }
+        let others = Duration::from_micros(under_way.saturating_mul(1_000_000) / self.rate.max(1));
+        let ratio = (self.trip() + others).as_secs_f64() / took.as_secs_f64();
+        #[expect(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            clippy::cast_precision_loss,
+            reason = "an estimate, which saturates"
+        )]
+        let own = (carried as f64 * ratio) as u64;
+        (left > own.saturating_mul(MUCH_MORE)).then_some(own)
+    }
+
     /// What the link carries in `time`.
     fn carries(&self, time: Duration) -> u64 {
         let micros = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
@@ -188,6 +211,9 @@ const FIRST_PATIENCE: Duration = Duration::from_secs(1);
 /// What may come of other requests before something comes of one, in bytes: a TLS record for each connection,
 /// twice.
 const TURN: u64 = 512 << 10;
+
+/// Connections that share a link are seldom as fast as each other.
+const MUCH_MORE: u64 = 2;
 
 /// On a short link it is the server's own time that counts.
 const LEAST_PATIENCE: Duration = Duration::from_millis(100);
@@ -285,6 +311,23 @@ mod tests {
         assert_eq!(pace.patience(), LEAST_PATIENCE);
         pace.rate = 128 << 10;
         assert_eq!(pace.patience(), Duration::from_secs(4));
+    }
+
+    #[test]
+    fn a_transfer_that_is_slower_by_far_is_left_behind() {
+        let mut pace = pace_after_a_second_at(100_000_000);
+        pace.first_byte(Duration::from_millis(20), Instant::now());
+        let check = |left, carried, took, under_way, expected| {
+            let found = pace.in_time(left, (carried, Duration::from_millis(took)), under_way);
+            assert_eq!(found, expected, "{left} {carried} {took} {under_way}");
+        };
+        // Four share the link.
+        check(3_000_000, 5_000_000, 200, 32_000_000, None);
+        check(3_000_000, 1_000_000, 200, 8_000_000, Some(500_000));
+        check(1_000_000, 1_000_000, 200, 8_000_000, None);
+        // Too early to say.
+        check(3_000_000, 1_000, 99, 8_000_000, None);
+        check(u64::MAX, 0, 200, u64::MAX, Some(0));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -113,7 +113,7 @@ async fn receive(
         // Nothing can be made of a span without its window.
         tokio::try_join!(first_piece(shared, layer, job), windows)
     };
-    let begun = or_ask_again(shared, layer, cut.unfinished(), begun).await?;
+    let begun = or_ask_again(shared, layer, (cut.unfinished(), job.class), begun).await?;
     let ((mut next, opened), mut windows) = begun;
     if job.spans.clone().all(|span| windows.lacks(span)) {
         job.spans.clone().for_each(|span| shared.wait_for_the_one_before(layer, span, job.class));
@@ -121,7 +121,7 @@ async fn receive(
     }
     let Transfer { bytes: mut stream, sender } = opened;
     let sender: Option<Arc<dyn Sender>> = sender.map(Arc::from);
-    let mut receiving = None;
+    let (mut receiving, mut carried, since) = (None, 0, Instant::now());
     while let Some(piece) = next {
         if urgent && receiving.is_none() {
             receiving = Some(Urgent::new(&shared.traffic));
@@ -143,9 +143,39 @@ async fn receive(
                 Work { layer, span, compressed, window, sender, class, since, memory: share };
             shared.decode.push(work);
         });
-        next = or_ask_again(shared, layer, cut.unfinished(), stream.next()).await.transpose()?;
+        carried += piece.len() as u64;
+        if !urgent {
+            leave_if_slow(shared, layer, (cut, &mut permit), (carried, since.elapsed()));
+        }
+        if cut.is_done() && cut.end < job.spans.end {
+            // What comes now is for nobody.
+            break;
+        }
+        let unfinished = (cut.unfinished(), job.class);
+        next = or_ask_again(shared, layer, unfinished, stream.next()).await.transpose()?;
     }
     if cut.is_done() { Ok(()) } else { Err(ended_early(cut)) }
+}
+
+/// Leaves the end of a transfer to another one, with the memory for it, if this one holds the rest up.
+fn leave_if_slow(
+    shared: &Shared,
+    layer: &Layer,
+    (cut, permit): (&mut Cut, &mut Option<OwnedSemaphorePermit>),
+    speed: (u64, Duration),
+) {
+    let missing = cut.missing_bytes();
+    let Some(bytes) = shared.enough_of(missing, speed) else { return };
+    let far = cut.behind(bytes);
+    // From the end: what is left to others is behind all that this one carries.
+    let kept = far.clone().rev().find(|span| !shared.leave(layer, *span));
+    let end = kept.map_or(far.start, |span| span + 1);
+    if end < cut.end {
+        tracing::debug!(layer = %layer.digest(), spans = ?(end..cut.end), "slow: left to another request");
+        cut.end = end;
+        let left = usize::try_from(missing - cut.missing_bytes()).unwrap_or(usize::MAX);
+        drop(memory::share(permit, left));
+    }
 }
 
 /// Asks for a transfer's bytes, and waits for the first of them.
@@ -163,19 +193,20 @@ async fn first_piece(
     Ok((first, transfer))
 }
 
-/// Waits for what comes next of a transfer. If that takes long, those of `spans` for which a reader waits are
-/// asked for once more, over another connection: this one may hang for as long as the source allows.
+/// Waits for what comes next of a transfer. If that takes long, those of `spans` for which a reader waits, or
+/// which are all that is left to come, are asked for once more, over another connection: this one may hang for as
+/// long as the source allows.
 async fn or_ask_again<T>(
     shared: &Shared,
     layer: &Layer,
-    spans: Range<u32>,
+    (spans, class): (Range<u32>, plan::Class),
     next: impl Future<Output = T>,
 ) -> T {
     let mut next = std::pin::pin!(next);
     loop {
         match tokio::time::timeout(shared.patience(), &mut next).await {
             Ok(next) => return next,
-            Err(_late) => shared.ask_again(layer, spans.clone()),
+            Err(_late) => shared.ask_again(layer, spans.clone(), class),
         }
     }
 }
@@ -237,6 +268,15 @@ impl Cut {
             self.collected = self.buffers.take(usize::try_from(next.end - next.start).unwrap_or(0));
             self.collected.extend(whole.last());
         }
+    }
+
+    /// The spans that do not end within the next `bytes`, but for the one that is being collected.
+    fn behind(&self, bytes: u64) -> Range<u32> {
+        let until = self.position.saturating_add(bytes);
+        let spans = &self.layer.spec().spans;
+        let is_far = |span: &u32| spans.compressed_range(SpanId(*span)).end > until;
+        let first = (self.next.saturating_add(1)..self.end).find(is_far);
+        first.unwrap_or(self.end)..self.end
     }
 
     fn is_done(&self) -> bool {

@@ -305,16 +305,16 @@ impl Queue {
         Some(Job { layer: id, class, spans: fetch.spans, bytes: fetch.bytes })
     }
 
-    /// Has a span in flight handed out once more, as [`Class::Demand`]: what is under way does not come, and a
-    /// reader waits. Whichever ends first is reported [`done`](Self::done); what is reported of the other is
-    /// ignored. Returns whether that is so: not of a span that is under way a second time.
-    pub fn again(&mut self, id: LayerId, span: u32) -> bool {
+    /// Has a span in flight handed out once more, for `class`: what is under way does not come. Whichever ends
+    /// first is reported [`done`](Self::done); what is reported of the other is ignored. Returns whether that is
+    /// so: not of a span that is under way a second time.
+    pub fn again(&mut self, id: LayerId, span: u32, class: Class) -> bool {
         let Some(layer) = self.layers.get_mut(&id) else { return false };
         if !layer.in_flight.contains_key(&span) || !layer.again.insert(span) {
             return false;
         }
         layer.in_flight.remove(&span);
-        self.want(id, span, Class::Demand);
+        self.want(id, span, class);
         true
     }
 

@@ -87,6 +87,32 @@ fn a_reader_does_not_wait_for_a_request_of_which_nothing_comes() {
 }
 
 #[test]
+fn a_layer_becomes_whole_although_its_last_request_hangs() {
+    for after in [0, 1000, 300_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let setup = Setup::new(dir.path(), 2, DEADLINE);
+        setup.complete_and_before_the_last_request(|source| source.hang_next_after(after));
+        setup.until_sealed();
+        setup.check(0..setup.layer.bytes());
+        let fetched = setup.source.bytes_fetched();
+        assert!(fetched <= 2 * setup.source.size(), "{after}: nothing comes three times");
+    }
+}
+
+#[test]
+fn a_layer_does_not_wait_for_the_slowest_request() {
+    for after in [1000, 300_000] {
+        let dir = tempfile::tempdir().unwrap();
+        let setup = Setup::new(dir.path(), 2, DEADLINE);
+        setup.complete_and_before_the_last_request(|source| source.slow_down_next_after(after));
+        setup.until_sealed();
+        setup.check(0..setup.layer.bytes());
+        let slowly = setup.source.carried_slowly() as u64;
+        assert!(slowly < setup.source.size() / 10, "{after}: {slowly} bytes");
+    }
+}
+
+#[test]
 fn a_received_layer_is_sealed_although_nobody_completes_it() {
     let dir = tempfile::tempdir().unwrap();
     let setup = Setup::received(dir.path(), 2, DEADLINE);

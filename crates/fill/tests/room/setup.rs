@@ -15,7 +15,7 @@ use fill::{
     SourceError, Transfer,
 };
 use futures_util::future::BoxFuture;
-use futures_util::{StreamExt as _, stream};
+use futures_util::{Stream, StreamExt as _, stream};
 use oci::Digest;
 use parking_lot::Mutex;
 use testkit::image::{Compression, Content, LayerBuilder, Texture, compress};
@@ -189,6 +189,17 @@ impl Setup {
         }
     }
 
+    /// Makes the layer whole; `tell` tells the source what becomes of the last request.
+    pub(crate) fn complete_and_before_the_last_request(&self, tell: impl FnOnce(&Memory)) {
+        self.source.hold_from(self.source.size() - TRAILER);
+        self.layer.complete();
+        while self.source.bytes_fetched() == 0 {
+            std::thread::park_timeout(Duration::from_millis(1));
+        }
+        tell(&self.source);
+        self.source.hold_from(u64::MAX);
+    }
+
     #[track_caller]
     pub(crate) fn until_sealed(&self) {
         self.wait_for(|event| matches!(event, Event::Sealed { .. }));
@@ -202,8 +213,11 @@ pub(crate) struct Memory {
     blob: Bytes,
     /// From which byte on ranges are not given out for the time being.
     held_from: watch::Sender<u64>,
-    /// After how many bytes the next request hangs for ever.
+    /// After how many bytes the next request hangs for ever, or becomes slow.
     hang: Mutex<Option<usize>>,
+    slow: Mutex<Option<usize>>,
+    /// How much slow requests have carried.
+    carried_slowly: Arc<AtomicUsize>,
     /// Whether requests are refused for good.
     gone: AtomicBool,
     /// How many requests more get wrong bytes.
@@ -215,11 +229,20 @@ impl Memory {
     fn new(blob: Bytes) -> Self {
         let (held_from, hang) = (watch::Sender::new(u64::MAX), Mutex::default());
         let (wrong, fetched) = (AtomicUsize::new(0), AtomicU64::new(0));
-        Self { blob, held_from, hang, gone: AtomicBool::new(false), wrong, fetched }
+        let (gone, slow, carried_slowly) = Default::default();
+        Self { blob, held_from, hang, slow, carried_slowly, gone, wrong, fetched }
     }
 
     pub(crate) fn hang_next_after(&self, bytes: usize) {
         *self.hang.lock() = Some(bytes);
+    }
+
+    pub(crate) fn slow_down_next_after(&self, bytes: usize) {
+        *self.slow.lock() = Some(bytes);
+    }
+
+    pub(crate) fn carried_slowly(&self) -> usize {
+        self.carried_slowly.load(Ordering::Relaxed)
     }
 
     pub(crate) fn set_gone(&self, gone: bool) {
@@ -247,6 +270,25 @@ impl Memory {
     }
 }
 
+impl Memory {
+    /// Fifty kilobytes a second.
+    fn slowly(
+        &self,
+        bytes: Bytes,
+    ) -> impl Stream<Item = Result<Bytes, SourceError>> + Send + 'static {
+        let carried = Arc::clone(&self.carried_slowly);
+        stream::unfold(bytes, move |mut rest| {
+            let carried = Arc::clone(&carried);
+            async move {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+                let piece = rest.split_to(rest.len().min(1000));
+                carried.fetch_add(piece.len(), Ordering::Relaxed);
+                (!piece.is_empty()).then_some((Ok(piece), rest))
+            }
+        })
+    }
+}
+
 impl Source for Memory {
     fn open(&self, range: Range<u64>) -> BoxFuture<'_, Result<Transfer, SourceError>> {
         let mut held_from = self.held_from.subscribe();
@@ -257,6 +299,7 @@ impl Source for Memory {
             }
             // The sender lives as long as this.
             held_from.wait_for(|byte| range.end <= *byte).await.ok();
+            let (slow, hang) = (self.slow.lock().take(), self.hang.lock().take());
             self.fetched.fetch_add(range.end - range.start, Ordering::Relaxed);
             let at = usize::try_from(range.start).unwrap()..usize::try_from(range.end).unwrap();
             let mut bytes = self.blob.slice(at);
@@ -264,7 +307,11 @@ impl Source for Memory {
             if self.wrong.fetch_update(Ordering::Relaxed, Ordering::Relaxed, less).is_ok() {
                 bytes = bytes.iter().map(|byte| !byte).collect();
             }
-            let hang = self.hang.lock().take();
+            if let Some(at) = slow {
+                let rest = bytes.split_off(at.min(bytes.len()));
+                let bytes = Box::pin(stream::once(async { Ok(bytes) }).chain(self.slowly(rest)));
+                return Ok(Transfer { bytes, sender: None });
+            }
             bytes.truncate(hang.unwrap_or(usize::MAX));
             let bytes = stream::once(async { Ok(bytes) });
             let bytes = match hang {
@@ -275,5 +322,8 @@ impl Source for Memory {
         })
     }
 }
+
+/// Of gzip, in bytes: it belongs to no span.
+const TRAILER: u64 = 16;
 
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);

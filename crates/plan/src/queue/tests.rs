@@ -343,11 +343,11 @@ fn what_does_not_come_is_handed_out_once_more() {
     let mut queue = queue(&[(0, 0, Background), (0, 1, Background), (0, 2, Background)]);
     let first = queue.next(&IDLE, &LIMITS).unwrap();
     assert_eq!((first.spans, first.class), (0..3, Background));
-    assert!(queue.again(LayerId(0), 1));
+    assert!(queue.again(LayerId(0), 1, Demand));
     let second = queue.next(&IDLE, &LIMITS).unwrap();
     assert_eq!((second.spans, second.class), (1..2, Demand));
-    assert!(!queue.again(LayerId(0), 1), "two are enough");
-    assert!(!queue.again(LayerId(0), 9), "it is not under way");
+    assert!(!queue.again(LayerId(0), 1, Demand), "two are enough");
+    assert!(!queue.again(LayerId(0), 9, Demand), "it is not under way");
     queue.done(LayerId(0), 1..2, Outcome::Done);
     assert!(!queue.is_in_flight(LayerId(0), 1) && queue.is_in_flight(LayerId(0), 2));
     queue.done(LayerId(0), 0..3, Outcome::Done);
@@ -545,7 +545,7 @@ proptest! {
                     model.unwant(layer, span);
                 }
                 Step::Again(layer, span) => {
-                    if queue.again(LayerId(layer), span) {
+                    if queue.again(LayerId(layer), span, Demand) {
                         model.again(layer, span);
                     }
                 }
