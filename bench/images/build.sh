@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes the images that are started, inside a test node with the host's network: build.sh LAYOUT
 #
-# Six images as their users make them: Debian, then packages, then the application, a gzip layer each.
+# Seven images as their users make them: Debian, then packages, then the application, a gzip layer each.
 # This file is the whole recipe: the cache is keyed by its content.
 set -euo pipefail
 layout=$1
@@ -74,15 +74,8 @@ END
 layer
 finish --config.entrypoint /usr/sbin/nginx
 
-# A Python service: it imports what a data scientist imports, fits nothing, and answers a prediction.
-begin python
-inside "$install python3 python3-pip; $clean"
-layer
-inside "pip install --quiet --no-cache-dir --break-system-packages --root-user-action ignore \
-  numpy==1.26.4 pandas==2.2.3 scikit-learn==1.5.2 scipy==1.14.1 matplotlib==3.9.2"
-layer
-mkdir work/rootfs/app
-cat > work/rootfs/app/serve.py <<'END'
+# Python services: they import what a data scientist imports, fit nothing, and answer a prediction.
+cat > predict.py <<'END'
 """Answers with a prediction of a small model."""
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
@@ -115,8 +108,30 @@ class Answer(BaseHTTPRequestHandler):
 
 HTTPServer(("", 8080), Answer).serve_forever()
 END
+pip='pip install --quiet --no-cache-dir --break-system-packages --root-user-action ignore'
+wheels='numpy==1.26.4 pandas==2.2.3 scikit-learn==1.5.2 scipy==1.14.1'
+serve() {
+  mkdir work/rootfs/app
+  cp predict.py work/rootfs/app/serve.py
+  layer
+  finish --config.entrypoint /usr/bin/python3 --config.entrypoint /app/serve.py
+}
+
+# One as many have it, with pip and more than it uses.
+begin python
+inside "$install python3 python3-pip; $clean"
 layer
-finish --config.entrypoint /usr/bin/python3 --config.entrypoint /app/serve.py
+inside "$pip $wheels matplotlib==3.9.2"
+layer
+serve
+
+# One with what it needs.
+begin sklearn
+inside "$install python3; $clean"
+layer
+inside "$install python3-pip; $pip $wheels; apt-get -qq purge --yes --autoremove python3-pip; $clean"
+layer
+serve
 
 # A JVM with a servlet container; the page that is asked for is a JSP, which it must compile.
 begin jvm
@@ -244,8 +259,7 @@ finish --config.user postgres --config.entrypoint /usr/local/bin/start-database
 begin pytorch
 inside "$install python3 python3-pip; $clean"
 layer
-inside "pip install --quiet --no-cache-dir --break-system-packages --root-user-action ignore \
-  torch==2.5.1 numpy==1.26.4"
+inside "$pip torch==2.5.1 numpy==1.26.4"
 layer
 mkdir work/rootfs/app
 cat > work/rootfs/app/serve.py <<'END'

@@ -5,11 +5,11 @@
 # image goes to OUT/needed-IMAGE.json.
 set -euo pipefail
 host=$1 user=$2 out=$3
-declare -A pages=([web]=/en-US/index.html [python]=/ [jvm]=/ [spring]=/ [pytorch]=/ [postgres]=)
+declare -A pages=([web]=/en-US/index.html [python]=/ [sklearn]=/ [jvm]=/ [spring]=/ [pytorch]=/ [postgres]=)
 cd /srv
 # SOCI 0.15 adds what it makes to the layout.
 cp -r /bench/layout layout
-for image in web python jvm spring postgres pytorch; do
+for image in web python sklearn jvm spring postgres pytorch; do
   for system in overlayfs soci-0.4 hermes; do
     skopeo copy --quiet --preserve-digests "oci:layout:$image" "docker://$host/$system/$image:1"
   done

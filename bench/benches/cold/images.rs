@@ -28,8 +28,10 @@ const HOST_FILES: &[&str] = &["/etc/ssl/certs/ca-certificates.crt", "/etc/resolv
 pub(crate) enum Image {
     /// nginx with a site of 90 MB.
     Web,
-    /// A Python service with numpy, pandas and scikit-learn.
+    /// A Python service with numpy, pandas and scikit-learn, beside matplotlib and pip.
     Python,
+    /// The same service with no more than it uses.
+    Sklearn,
     /// Tomcat on OpenJDK 17, and a JSP that it compiles.
     Jvm,
     /// A Spring Boot service on OpenJDK 17, with Hibernate and a database in memory.
@@ -46,6 +48,7 @@ impl Image {
         match self {
             Self::Web => "web",
             Self::Python => "python",
+            Self::Sklearn => "sklearn",
             Self::Jvm => "jvm",
             Self::Spring => "spring",
             Self::Postgres => "postgres",
@@ -57,7 +60,7 @@ impl Image {
     pub(crate) fn program(self) -> &'static str {
         match self {
             Self::Web => "nginx",
-            Self::Python | Self::Pytorch => "python3",
+            Self::Python | Self::Sklearn | Self::Pytorch => "python3",
             Self::Jvm => "catalina.sh",
             Self::Spring => "java",
             Self::Postgres => "start-database",
@@ -68,7 +71,9 @@ impl Image {
     pub(crate) fn question(self) -> Question {
         match self {
             Self::Web => Question::Page("/en-US/index.html"),
-            Self::Python | Self::Jvm | Self::Spring | Self::Pytorch => Question::Page("/"),
+            Self::Python | Self::Sklearn | Self::Jvm | Self::Spring | Self::Pytorch => {
+                Question::Page("/")
+            }
             Self::Postgres => Question::Query,
         }
     }
