@@ -111,15 +111,10 @@ impl Pace {
         if took < LEAST_PATIENCE {
             return None;
         }
-        let others = Duration::from_micros(under_way.saturating_mul(1_000_000) / self.rate.max(1));
-        let ratio = (self.trip() + others).as_secs_f64() / took.as_secs_f64();
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            clippy::cast_precision_loss,
-            reason = "an estimate, which saturates"
-        )]
-        let own = (carried as f64 * ratio) as u64;
+        let link = u128::from(under_way) * 1_000_000 / u128::from(self.rate.max(1));
+        let micros = self.trip().as_micros() + link;
+        let own = u128::from(carried).saturating_mul(micros) / took.as_micros();
+        let own = u64::try_from(own).unwrap_or(u64::MAX);
         (left > own.saturating_mul(MUCH_MORE)).then_some(own)
     }
 
